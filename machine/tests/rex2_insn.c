@@ -734,8 +734,9 @@ static void make_insn(const struct row *row, int op, int pfx, bool w, int digit,
 	/* Operands with a meaning. */
 	if (row->flags & BITOFF) {
 		v = (s64)(int)rng_below(0x4000) - 0x2000;
-		c->gpr[n->reg] = rng_below(2) ? v : (v & 0xffff) | (rng() & ~0xffffffffull) |
-				 (v & 0xffff0000);
+		if (!w)
+			v = (u32)v | rng() << 32;
+		c->gpr[n->reg] = v;
 	}
 	if (row->flags & RETADR)
 		memcpy(m + STACK_TOP - MEM_BASE, &pad, 8);

@@ -4,7 +4,7 @@
  * page, and collect what it did: registers, flags, XMM and x87 registers,
  * memory, exception.
  *
- * The instruction is followed by a jump to run_exit (rex2_insn.S).  In step
+ * The instruction is followed by a jump to run_exit (rex2_run.S).  In step
  * mode it runs with RFLAGS.TF set, which reports where RIP went.  Registers
  * at an exception come from the signal frame.
  */
@@ -37,6 +37,10 @@
 
 #define MAX_INSN	24
 
+/* Linux' code segments; run_block.cs chooses. */
+#define USER32_CS	0x23
+#define USER64_CS	0x33
+
 /* Registers by their encoding: RAX RCX RDX RBX RSP RBP RSI RDI R8..R31. */
 #define RSP		4
 #define NR_GPR		32
@@ -64,7 +68,7 @@ struct cpu {
 	u8 fx[416];		/* x87, MXCSR and XMM0-15 as in FXSAVE */
 };
 
-/* Shared with rex2_insn.S. */
+/* Shared with rex2_run.S. */
 struct run_block {
 	u64 gpr[16];
 	u64 rflags;
@@ -75,8 +79,9 @@ struct run_block {
 	void *xout;
 	u32 via_pad;
 	u32 pad;
-	volatile u32 running;
-} run_block;
+	volatile u64 running;
+	u64 cs;
+} run_block = { .cs = USER64_CS };
 
 void run_enter(void);
 void run_exit(void);
@@ -151,6 +156,7 @@ static void on_trap(int sig, siginfo_t *si, void *ctx)
 	g[REG_RIP] = (greg_t)run_recover;
 	g[REG_RSP] = run_block.host_rsp;
 	g[REG_EFL] = FL_BASE;
+	g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | USER64_CS;
 }
 
 /* jmp *0(%rip) with the address behind it: clobbers nothing. */
@@ -211,8 +217,8 @@ static void run_at(u64 start, u64 end, const struct cpu *in, bool step, struct c
 }
 
 /* The insn ends at @end; its memory is what @mem_in says. */
-static void run(u64 end, const u8 *insn, int len, const struct cpu *in, const u8 *mem_in,
-		bool step, struct cpu *out)
+static inline void run(u64 end, const u8 *insn, int len, const struct cpu *in,
+		       const u8 *mem_in, bool step, struct cpu *out)
 {
 	put_insn(end, insn, len);
 	memcpy(mem, mem_in, MEM_SIZE);
@@ -323,7 +329,7 @@ static void print_diff(const char *what, const struct cpu *in, const struct cpu 
 }
 
 /* All registers as they went in, in the form that reproduces a case. */
-static void print_input(const struct cpu *in)
+static inline void print_input(const struct cpu *in)
 {
 	char line[160];
 	int i, n = 0;
