@@ -1,0 +1,214 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# What the scripts in ci/ share: messages, steps, tables, the lock.  Sourced,
+# never run.  Progress goes to stderr, results go to stdout.
+
+set -euo pipefail
+
+# The variables of the Makefile come through the environment and must not go on
+# to the make of the kernel, where O, V and others mean something else.
+for _v in BASE KSRC BOCHS_SRC O JOBS V CPU TESTS T PARAMS DIR; do
+	declare "$_v=${!_v-}"
+	export -n "${_v?}"
+done
+unset _v MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL GREP_OPTIONS CDPATH
+export LC_ALL=C
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+O=$(realpath -m -- "${O:-$top/build}")
+[ "$O" != "$top" ] || { echo "error: O=$O is the checkout itself; name a folder for the build" >&2; exit 2; }
+JOBS=${JOBS:-$(nproc)}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-apx
+export CCACHE_DIR="$cache/ccache" CCACHE_BASEDIR="$O" CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=4G
+logs=$O/log
+
+# die MESSAGE: the one line that says what is wrong and what to do.  Inside a
+# step it is kept for the step to show instead of the tail of the log.
+die() {
+	printf 'error: %s\n' "$*" >&2
+	[ -z "${step_why-}" ] || printf '%s\n' "$*" >"$step_why"
+	exit 2
+}
+
+say() { printf '%s\n' "$*" >&2; }
+
+# ci SCRIPT ARGS...: another script of ci/, with the same variables.
+ci() {
+	local script=$1
+	shift
+	BASE=$BASE KSRC=$KSRC BOCHS_SRC=$BOCHS_SRC O=$O JOBS=$JOBS V=$V CPU=$CPU \
+		TESTS=$TESTS T=$T PARAMS=$PARAMS DIR=$DIR "$top/ci/$script" "$@"
+}
+
+# table FILE: its rows without comments and empty lines.
+table() { sed -e 's/^#.*//' -e 's/[[:space:]]#.*//' -e '/^[[:space:]]*$/d' "$1"; }
+
+# base_row NAME [VERSION]: sets base_name, base_version, base_file, base_size,
+# base_sha, base_source and base_suite from the table of bases.
+base_row() {
+	local known
+	# shellcheck disable=SC2034 # read by those who call this
+	if ! read -r base_name base_version base_file base_size base_sha base_source base_suite < <(
+		table "$top/bases" | awk -v n="$1" -v v="${2-}" '$1 == n && (v == "" || $2 == v)' | head -n 1); then
+		known=$(table "$top/bases" | awk -v n="$1" '$1 == n {print $2}' | paste -sd' ')
+		die "no $1 ${2-} in the table 'bases'; known: $known"
+	fi
+}
+
+# cpu_row NAME: sets cpu_model, cpu_options and cpu_params.
+cpu_row() {
+	local row
+	# shellcheck disable=SC2034 # read by those who call this
+	if [ -z "$1" ] || ! read -r row cpu_model cpu_options cpu_params < <(
+		table "$top/machine/cpus" | awk -v n="$1" '$1 == n'); then
+		die "unknown CPU '$1'; known: $(table "$top/machine/cpus" | awk '{print $1}' | paste -sd' ')"
+	fi
+}
+
+# space FOLDER GIB: stops when the disk that holds FOLDER has less than GIB free.
+space() {
+	local dir=$1 free
+	while [ ! -d "$dir" ]; do dir=$(dirname "$dir"); done
+	free=$(df -Pk "$dir" | awk 'NR == 2 {print $4}')
+	[ "$free" -ge $(($2 * 1024 * 1024)) ] ||
+		die "not enough disk: $1 needs $2 GiB free, has $((free / 1024 / 1024)) GiB; free some or choose another folder with O="
+}
+
+# take_lock: one command at a time works in a build folder.
+take_lock() {
+	[ "${KVM_APX_LOCK-}" != "$O" ] || return 0
+	mkdir -p "$O" 2>/dev/null || die "cannot create the build folder $O; choose another with O="
+	exec 9>>"$O/.lock" || die "cannot write to the build folder $O; choose another with O="
+	if ! flock -n 9; then
+		say "waiting: another command works in $O"
+		flock 9
+	fi
+	export KVM_APX_LOCK=$O
+}
+
+# packages: installs what is missing (root) or says what to install.
+packages() {
+	[ -z "${KVM_APX_PACKAGES-}" ] || return 0
+	local what package missing=()
+	while read -r what package; do
+		case $what in
+		/*) [ -e "$what" ] || missing+=("$package") ;;
+		*) command -v "$what" >/dev/null || missing+=("$package") ;;
+		esac
+	done < <(table "$top/ci/packages")
+	if [ ${#missing[@]} -gt 0 ]; then
+		[ "$(id -u)" = 0 ] || die "packages are missing; as root: apt-get install ${missing[*]}"
+		command -v apt-get >/dev/null || die "not a Debian machine; install what these packages have: ${missing[*]}"
+		step packages install_packages "${missing[@]}"
+	fi
+	export KVM_APX_PACKAGES=1
+}
+
+install_packages() {
+	apt-get update || die "apt-get update failed (no network?); install by hand: ${*}"
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" ||
+		die "apt-get could not install: $*"
+}
+
+step_tick() { # NAME LOG: shows that a step is alive until its parent ends it
+	local t0=$SECONDS parent=$$ last n=0
+	trap - EXIT INT TERM
+	while kill -0 "$parent" 2>/dev/null; do
+		if [ -t 2 ]; then
+			last=$(tail -n 1 "$2" 2>/dev/null | tr -cd '[:print:]' | cut -c1-50)
+			printf '\r\033[K%-24s %4d s  %s' "$1" $((SECONDS - t0)) "$last" >&2
+		elif [ $((n = n + 1)) -gt 60 ]; then
+			n=1
+			printf '%-24s %4d s ...\n' "$1" $((SECONDS - t0)) >&2
+		fi
+		# An orphan of this sleep must not hold a reader of our output.
+		sleep 1 </dev/null >/dev/null 2>&1
+	done
+}
+
+step_untick() {
+	[ -n "${step_ticker-}" ] || return 0
+	kill "$step_ticker" 2>/dev/null || true
+	wait "$step_ticker" 2>/dev/null || true
+	step_ticker=
+	[ ! -t 2 ] || printf '\r\033[K' >&2
+}
+
+# step NAME COMMAND ARGS...: runs COMMAND, its output going to a log file, and
+# exits if it fails.  With step_soft set it returns instead, the status being in
+# step_rc: no caller may test its status, that would disarm set -e in COMMAND.
+step() {
+	local name=$1 log=$logs/${1//\//-}.log t0=$SECONDS rc
+	shift
+	mkdir -p "$logs"
+	step_why=$log.why
+	rm -f "$step_why"
+	if [ "$V" = 1 ]; then
+		say "== $name"
+		set +e
+		(set -e; "$@") 2>&1 | tee "$log" >&2
+		rc=${PIPESTATUS[0]}
+		set -e
+	else
+		: >"$log"
+		[ -t 2 ] || say "$name ..."
+		step_tick "$name" "$log" 9>&- &
+		step_ticker=$!
+		set +e
+		(set -e; "$@") >"$log" 2>&1
+		rc=$?
+		set -e
+		step_untick
+	fi
+	if [ "$rc" = 0 ]; then
+		step_why='' step_rc=0
+		printf '%-24s done in %d s\n' "$name" $((SECONDS - t0)) >&2
+		return 0
+	fi
+	if [ -s "$step_why" ]; then
+		printf 'error: %s\n' "$(cat "$step_why")" >&2
+		rm -f "$step_why"
+	else
+		[ "$V" = 1 ] || tail -n 20 "$log" | sed 's/^/  | /' >&2
+		printf 'error: %s failed after %d s; its log: %s\n' "$name" $((SECONDS - t0)) "$log" >&2
+	fi
+	step_why=
+	step_rc=$rc
+	[ -n "${step_soft-}" ] || exit 2
+}
+
+# up_to_date STAMP KEY: whether the last build was made from the same inputs.
+up_to_date() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
+
+# write FILE: stdin to FILE, in one piece or not at all.
+write() {
+	cat >"$1.tmp"
+	mv -f "$1.tmp" "$1"
+}
+
+# result pass|fail|skip NAME [DETAIL]: one line per test case, and the count.
+result() {
+	local word
+	case $1 in
+	pass) word=PASS ;;
+	fail) word=FAIL ;;
+	skip) word=SKIP ;;
+	esac
+	printf '%s  %s%s\n' "$word" "$2" "${3:+  ($3)}"
+	printf '%s\n' "$1" >>"$results"
+}
+
+# summary: the counts of all results as the last line; fails if any test did.
+summary() {
+	local p f s
+	p=$(grep -cx pass "$results") || true
+	f=$(grep -cx fail "$results") || true
+	s=$(grep -cx skip "$results") || true
+	printf '%s passed, %s failed, %s skipped\n' "$p" "$f" "$s"
+	[ "$f" = 0 ] && [ "$p" != 0 ]
+}
+
+trap 'step_untick' EXIT
+trap 'step_untick; trap - INT; kill -INT $$' INT
+trap 'step_untick; trap - TERM; kill -TERM $$' TERM
