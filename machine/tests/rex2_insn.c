@@ -887,6 +887,9 @@ static bool compare_form(const char *what, u64 end, const u8 *insn, int len, con
 	struct cpu got, too_long;
 	bool same_mem;
 
+	/* #UD and too long: which one comes first is not said */
+	if (len > 15 && want->trap == TRAP_UD)
+		return true;
 	if (!use_shim)
 		run(end, insn, len, in, mem_in, step, &got);
 	else if (!shim_run(end, insn, len, in, mem_in, step, &got))

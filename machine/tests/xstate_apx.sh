@@ -1,0 +1,29 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# Linux on the emulated machine finds APX: the CPU flag in /proc/cpuinfo, and
+# xstate component 19 in the boot log, of 128 bytes.
+#
+# Exit status: 0 if all cases pass, 1 if not.
+
+n=0
+status=0
+
+check() { # NAME COMMAND...
+	n=$((n + 1))
+	name=$1
+	shift
+	if "$@" >/dev/null; then
+		echo "ok $n $name"
+	else
+		echo "not ok $n $name"
+		status=1
+	fi
+}
+
+echo 'TAP version 13'
+echo '1..3'
+check "cpuinfo has the flag apx" grep -qw apx /proc/cpuinfo
+check "xstate feature 0x80000 is supported" sh -c "dmesg | grep 'Supporting XSAVE feature 0x80000: .APX registers'"
+check "xstate component 19 has 128 bytes" sh -c "dmesg | grep -E 'xstate_offset\[19\]: *[0-9]+, xstate_sizes\[19\]: *128'"
+exit $status
