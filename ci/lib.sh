@@ -139,42 +139,43 @@ step_untick() {
 # exits if it fails.  With step_soft set it returns instead, the status being in
 # step_rc: no caller may test its status, that would disarm set -e in COMMAND.
 step() {
-	local name=$1 log=$logs/${1//\//-}.log t0=$SECONDS rc
+	# COMMAND sees these names, so they are not to be anybody else's.
+	local _name=$1 _log=$logs/${1//\//-}.log _t0=$SECONDS _rc
 	shift
 	mkdir -p "$logs"
-	step_why=$log.why
+	export step_why=$_log.why
 	rm -f "$step_why"
 	if [ "$V" = 1 ]; then
-		say "== $name"
+		say "== $_name"
 		set +e
-		(set -e; "$@") 2>&1 | tee "$log" >&2
-		rc=${PIPESTATUS[0]}
+		(set -e; "$@") 2>&1 | tee "$_log" >&2
+		_rc=${PIPESTATUS[0]}
 		set -e
 	else
-		: >"$log"
-		[ -t 2 ] || say "$name ..."
-		step_tick "$name" "$log" 9>&- &
+		: >"$_log"
+		[ -t 2 ] || say "$_name ..."
+		step_tick "$_name" "$_log" 9>&- &
 		step_ticker=$!
 		set +e
-		(set -e; "$@") >"$log" 2>&1
-		rc=$?
+		(set -e; "$@") >"$_log" 2>&1
+		_rc=$?
 		set -e
 		step_untick
 	fi
-	if [ "$rc" = 0 ]; then
+	if [ "$_rc" = 0 ]; then
 		step_why='' step_rc=0
-		printf '%-24s done in %d s\n' "$name" $((SECONDS - t0)) >&2
+		printf '%-24s done in %d s\n' "$_name" $((SECONDS - _t0)) >&2
 		return 0
 	fi
 	if [ -s "$step_why" ]; then
 		printf 'error: %s\n' "$(cat "$step_why")" >&2
 		rm -f "$step_why"
 	else
-		[ "$V" = 1 ] || tail -n 20 "$log" | sed 's/^/  | /' >&2
-		printf 'error: %s failed after %d s; its log: %s\n' "$name" $((SECONDS - t0)) "$log" >&2
+		[ "$V" = 1 ] || tail -n 20 "$_log" | sed 's/^/  | /' >&2
+		printf 'error: %s failed after %d s; its log: %s\n' "$_name" $((SECONDS - _t0)) "$_log" >&2
 	fi
 	step_why=
-	step_rc=$rc
+	step_rc=$_rc
 	[ -n "${step_soft-}" ] || exit 2
 }
 
