@@ -425,8 +425,7 @@ enum { I0, IB, IW, IZ, IV, IWB };
 #define PTRB	0x100	/* RBX or RDI points to memory */
 #define FLAGS	0x200	/* the stack holds flags */
 #define LEAF	0x400	/* RAX is a CPUID leaf */
-#define NODISP	0x800	/* 66 is not to be tried: differs between vendors */
-#define SELECTOR 0x1000	/* operand is a selector */
+#define SELECTOR 0x800	/* operand is a selector */
 
 static const struct row {
 	u8 map, first, last, pfx;
@@ -434,7 +433,7 @@ static const struct row {
 	u8 imm, digits;		/* digits: set of ModRM.reg for DIG rows */
 	u32 flags;
 } rows[] = {
-	/* map 0; the ALU block 00-3F is made by all_rows() */
+	/* map 0; test_sweep() makes the rows of the ALU block 00-3F */
 	{ 0, 0x50, 0x5f, P_INT, NONE, NONE, I0, 0, PLUSR },
 	{ 0, 0x63, 0x63, P_INT, GPR, GPR, I0, 0, 0 },
 	{ 0, 0x68, 0x68, P_INT, NONE, NONE, IZ, 0, 0 },
@@ -689,7 +688,7 @@ static int low_reg(void)
 
 /* Choose operands and the state that makes the memory operand hit the page. */
 static void make_insn(const struct row *row, int op, int pfx, bool w, int digit, bool is_mem,
-		      u64 end, struct insn *n, struct cpu *c, u8 *m)
+		      struct insn *n, struct cpu *c, u8 *m)
 {
 	u64 target, seg = 0, pad = PAD_ADDR, v;
 	bool addr32 = false;
@@ -807,7 +806,6 @@ static void make_insn(const struct row *row, int op, int pfx, bool w, int digit,
 		if (addr32)
 			c->gpr[n->base] += rng() << 32;
 	}
-	(void)end;
 	if (row->flags & SELECTOR) {
 		v = rng_below(0x80);
 		memcpy(m + target - MEM_BASE, &v, 2);
@@ -934,7 +932,7 @@ static void sweep_one(const struct row *row, int op, int pfx, bool w, int digit,
 	if (row->map == 0 && (op == 0x9c || op == 0x9d || op == 0xcc || op == 0xf1))
 		step = false;
 
-	make_insn(row, op, pfx, w, digit, is_mem, end, &n, &in, mem_in);
+	make_insn(row, op, pfx, w, digit, is_mem, &n, &in, mem_in);
 	llen = encode(&n, false, end, 0, legacy);
 	run(end, legacy, llen, &in, mem_in, step, &want);
 	normalize_rip(&want, end, llen);
@@ -1042,7 +1040,6 @@ static void expect_ud(const u8 *insn, int len)
 	u64 end = random_end(false, len);
 	struct cpu in, want, got;
 
-	/* A new state for each case would be slow and prove no more. */
 	random_state(&in, mem_in);
 	in.gpr[0] = 0x80003;			/* EDX:EAX for XSAVE and friends */
 	in.gpr[1] = 0;				/* ECX: MSR, port, count */
@@ -1073,19 +1070,25 @@ static void ud_result(const char *what)
 }
 
 /*
- * D5 payload opcode tail, for all payloads of one map.  The tail makes the
- * bytes harmless and complete if the machine does execute them.
+ * D5 payload opcode tail, for all payloads of one map, some of them also with
+ * a prefix in front.  The tail makes the bytes harmless and complete if the
+ * machine does execute them.
  */
 static void ud_payloads(int map, u8 op, const char *tail, int tail_len)
 {
-	u8 insn[MAX_INSN] = { 0xd5 };
+	static const u8 prefixes[] = { 0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x64, 0x65 };
+	u8 insn[MAX_INSN] = { 0, 0xd5 };
 	int p;
 
-	insn[2] = op;
-	memcpy(insn + 3, tail, tail_len);
+	insn[3] = op;
+	memcpy(insn + 4, tail, tail_len);
 	for (p = map << 7; p < (map + 1) << 7; p++) {
-		insn[1] = p;
-		expect_ud(insn, 3 + tail_len);
+		insn[2] = p;
+		expect_ud(insn + 1, 3 + tail_len);
+		if (rng_below(4))
+			continue;
+		insn[0] = prefixes[rng_below(ARRAY_SIZE(prefixes))];
+		expect_ud(insn, 4 + tail_len);
 	}
 }
 
@@ -1158,36 +1161,27 @@ static void test_ud_rows(void)
 	ud_result("3DNow!, UD0-2 and empty opcodes of map 1");
 }
 
-/* With memory operand RSI + disp32 = M+0x100.. whichever registers payload names. */
+/* Without a REX2 these would load or store state at the scratch page. */
 static void test_ud_xsave(void)
 {
 	static const struct { u8 op, digit; } members[] = {
 		{ 0xae, 4 }, { 0xae, 5 }, { 0xae, 6 },	/* XSAVE, XRSTOR, XSAVEOPT */
 		{ 0xc7, 3 }, { 0xc7, 4 }, { 0xc7, 5 },	/* XRSTORS, XSAVEC, XSAVES */
 	};
-	u8 insn[8];
+	/* M+140, absolute: no register is involved unless X says so */
+	u8 insn[9] = { 0xd5, 0, 0, 0, 0x25, 0x40, 0x01, 0x00, 0x30 };
 	size_t i;
 	int p;
 
 	for (i = 0; i < ARRAY_SIZE(members); i++) {
 		for (p = 0x80; p < 0x100; p++) {
-			insn[0] = 0xd5;
 			insn[1] = p;
 			insn[2] = members[i].op;
 			insn[3] = members[i].digit << 3 | 6;		/* (%rsi) or kin */
 			expect_ud(insn, 4);
-			insn[3] = members[i].digit << 3 | 4;		/* absolute */
-			insn[4] = 0x25;
-			insn[5] = insn[6] = 0;
-			memcpy(insn + 5, "\x40\x01\x00\x30", 3);
-			{
-				u8 abs[9];
-
-				memcpy(abs, insn, 5);
-				memcpy(abs + 5, "\x40\x01\x00\x30", 4);
-				if (!(p & 0x22))	/* X would name an index */
-					expect_ud(abs, 9);
-			}
+			insn[3] = members[i].digit << 3 | 4;
+			if (!(p & 0x22))
+				expect_ud(insn, 9);
 		}
 	}
 	ud_result("XSAVE family");
@@ -1195,15 +1189,11 @@ static void test_ud_xsave(void)
 
 static void test_ud_prefixes(void)
 {
-	static const u8 bodies[][5] = {
-		{ 3, 0x89, 0xc0 }, { 2, 0x90 }, { 3, 0x50 }, { 3, 0x1f, 0xc0 },
-	};
 	static const u8 bad[] = { 0x66, 0x67, 0xf2, 0xf3, 0xf0 };
 	u8 insn[MAX_INSN];
 	int rex, p, map;
 	size_t i;
 
-	(void)bodies;
 	/* REX directly in front of D5: mov and nop, all payloads */
 	for (rex = 0x40; rex < 0x50; rex++) {
 		for (p = 0; p < 0x100; p++) {
@@ -1292,6 +1282,47 @@ static void test_jmpabs_payloads(void)
 		}
 	}
 	ktap_result(!failed, "JMPABS with all payloads: %u cases, %u failed", cases, failed);
+}
+
+/* An insn that reaches into a page that is not there: #PF, nothing done. */
+static void test_cut_off(void)
+{
+	static const struct { u8 len, b[15]; } insns[] = {
+		{ 11, { 0xd5, 0x18, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8 } },
+		{ 4, { 0xd5, 0x18, 0x89, 0xc0 } },
+		{ 3, { 0xd5, 0x10, 0x50 } },
+		{ 5, { 0x66, 0xd5, 0x10, 0x89, 0xc0 } },
+		{ 9, { 0xd5, 0x78, 0x8b, 0x94, 0xc8, 0, 0, 0, 0 } },
+		{ 11, { 0xd5, 0x00, 0xa1 } },
+		{ 4, { 0xd5, 0xd8, 0xaf, 0xc8 } },
+	};
+	u64 edge = CODE_BASE + CODE_SIZE;
+	u32 failed = 0, cases = 0, i;
+	struct cpu in, want, got;
+	int k;
+
+	for (i = 0; i < ARRAY_SIZE(insns); i++) {
+		for (k = 1; k < insns[i].len; k++) {
+			random_state(&in, mem_in);
+			memcpy(mem, mem_in, MEM_SIZE);
+			memcpy((u8 *)edge - k, insns[i].b, k);
+			run_at(edge - k, 0, &in, false, &got);
+			want = in;
+			want.trap = TRAP_PF;
+			want.rip = edge - k;
+			want.cr2 = edge;
+			want.err = 0x14;		/* user, instruction fetch */
+			cases++;
+			if (same_outcome(&want, &got) && !memcmp(mem, mem_in, MEM_SIZE))
+				continue;
+			if (failed++ < MAX_REPORTS) {
+				ktap_note("%scut off by a page", hex(insns[i].b, k));
+				print_diff("fetch", &in, &want, &got);
+			}
+		}
+	}
+	ktap_result(!failed, "cut off by a page that is not mapped: %u cases, %u failed", cases,
+		    failed);
 }
 
 /* ------------------------------------------------------------------------
@@ -1470,7 +1501,7 @@ int main(int argc, char **argv)
 	if (missing && !use_shim)
 		return ktap_skip_all(missing);
 
-	ktap_plan(ARRAY_SIZE(hand_groups) + (use_shim ? 6 : 1 + 6 + 9 + 1 + 3 + 1 + 4));
+	ktap_plan(ARRAY_SIZE(hand_groups) + (use_shim ? 6 : 1 + 6 + 13 + 2 + 4));
 	ktap_note("seed %llu", (unsigned long long)seed);
 	rng_seed(seed);
 	run_init(!use_shim);
@@ -1486,6 +1517,7 @@ int main(int argc, char **argv)
 		test_ud_xsave();
 		test_ud_prefixes();
 		test_jmpabs_payloads();
+		test_cut_off();
 		test_smc();
 		test_smc_ahead();
 	}
