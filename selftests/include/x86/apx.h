@@ -44,7 +44,14 @@ static __always_inline void store_egprs(struct egprs *egprs)
 /* Store R31, return the exception vector, or 0 if there's no exception. */
 static inline u8 store_r31_safe(u64 *val)
 {
-	return kvm_asm_safe(".byte 0xd5, 0x4c, 0x89, 0x38", "a"(val));
+	u64 error_code;
+	u8 vector;
+
+	asm volatile(KVM_ASM_SAFE(".byte 0xd5, 0x4c, 0x89, 0x38")
+		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "+m"(*val)
+		     : "a"(val)
+		     : KVM_ASM_SAFE_CLOBBERS);
+	return vector;
 }
 
 /* Sixteen distinct values, of which all bytes depend on @seed. */
