@@ -123,7 +123,7 @@ step_tick() { # NAME LOG: shows that a step is alive until its parent ends it
 			printf '%-24s %4d s ...\n' "$1" $((SECONDS - t0)) >&2
 		fi
 		# An orphan of this sleep must not hold a reader of our output.
-		sleep 1 </dev/null >/dev/null 2>&1
+		sleep 1 >/dev/null 2>&1
 	done
 }
 
@@ -175,6 +175,7 @@ step() {
 		printf 'error: %s failed after %d s; its log: %s\n' "$_name" $((SECONDS - _t0)) "$_log" >&2
 	fi
 	step_why=
+	# shellcheck disable=SC2034 # read by those who set step_soft
 	step_rc=$_rc
 	[ -n "${step_soft-}" ] || exit 2
 }
@@ -189,6 +190,7 @@ write() {
 }
 
 # result pass|fail|skip NAME [DETAIL]: one line per test case, and the count.
+# The caller has set results, the file that they are counted in.
 result() {
 	local word
 	case $1 in
@@ -197,7 +199,7 @@ result() {
 	skip) word=SKIP ;;
 	esac
 	printf '%s  %s%s\n' "$word" "$2" "${3:+  ($3)}"
-	printf '%s\n' "$1" >>"$results"
+	printf '%s\n' "$1" >>"${results:?}"
 }
 
 # summary: the counts of all results as the last line; fails if any test did.
