@@ -1403,6 +1403,30 @@ static u32 smc_rounds(u64 start, u8 *alias, int rounds)
 	return failed;
 }
 
+/* A store that begins in the line or page before, where no code has run. */
+static void smc_store_from_before(u64 edge, u32 *failed)
+{
+	struct cpu in, want, got;
+	u64 v, store;
+	int i;
+
+	random_state(&in, mem_in);
+	memset((u8 *)edge - 8, 0xcc, 8);
+	memcpy((u8 *)edge, "\xd5\x18\xb8", 3);
+	memset((u8 *)edge + 3, 0x11, 8);
+	put_jump((u8 *)edge + 11, run_exit);
+	for (i = 0; i < 100; i++) {
+		/* cc cc cc cc d5 18 b8+r 11: R16 to R23 in turn */
+		v = 0x11b818d5ccccccccull | (u64)(i & 7) << 48;
+		store = edge - 4;
+		*(volatile u64 *)store = v;
+		run_at(edge, edge + 11, &in, false, &got);
+		want = in;
+		want.gpr[16 + (i & 7)] = 0x1111111111111111;
+		smc_check(&got, &want, "store from before", i, failed);
+	}
+}
+
 static void test_smc(void)
 {
 	u64 page = CODE_BASE + 0x4000;
@@ -1415,12 +1439,14 @@ static void test_smc(void)
 		failed += smc_rounds(page + 0x400 + i, (u8 *)page + 0x400 + i, 100);
 		failed += smc_rounds(page + 0x480 - i, (u8 *)page + 0x480 - i, 100);
 	}
+	smc_store_from_before(page + 0x800, &failed);
 	ktap_result(!failed, "self-modifying: rewritten in place and across cache lines, %u failed",
 		    failed);
 
 	failed = 0;
 	for (i = 0; i < 14; i++)
 		failed += smc_rounds(page + 0x1000 - i, (u8 *)page + 0x1000 - i, 100);
+	smc_store_from_before(page + 0x3000, &failed);
 	ktap_result(!failed, "self-modifying: across pages, %u failed", failed);
 
 	/* old size 0: one more mapping of the same shared pages */
@@ -1479,6 +1505,59 @@ static void test_smc_ahead(void)
 	ktap_result(!failed, "self-modifying: the insn ahead, %u cases, %u failed", cases, failed);
 }
 
+/*
+ * JMPABS across a cache line or a page, and its target rewritten: nothing
+ * behind the jump is decoded with it, so its own bytes must be watched.
+ */
+static void test_smc_jmpabs(void)
+{
+	static const u64 edges[] = { 0x480, 0x4c0, 0x1000 };
+	/* these differ in one byte from the landing pad */
+	const u64 others[] = { PAD_ADDR + 0x10, PAD_ADDR - 0x100 };
+	u64 page = CODE_BASE + 0x6000, start, target, v;
+	u32 failed = 0, cases = 0, e;
+	struct cpu in, want, got;
+	int k, i, b;
+
+	put_jump((u8 *)others[0], run_exit);
+	put_jump((u8 *)others[1], run_exit);
+	random_state(&in, mem_in);
+	for (e = 0; e < ARRAY_SIZE(edges); e++) {
+		for (k = 0; k < 11; k++) {
+			u8 *imm = (u8 *)page + edges[e] - k + 3;
+
+			start = page + edges[e] - k;
+			memcpy((u8 *)start, "\xd5\x00\xa1", 3);
+			target = PAD_ADDR;
+			memcpy(imm, &target, 8);
+			for (i = 0; i < 100; i++) {
+				target = i & 1 ? others[rng_below(2)] : PAD_ADDR;
+				memcpy(&v, imm, 8);
+				if (i & 4) {
+					memcpy(imm, &target, 8);
+				} else {
+					for (b = 0; b < 8; b++)	/* what changes only */
+						if ((target ^ v) >> 8 * b & 0xff)
+							((volatile u8 *)imm)[b] = target >> 8 * b;
+				}
+				run_at(start, start + 11, &in, false, &got);
+				want = in;
+				want.trap = TRAP_NONE;
+				want.err = want.cr2 = 0;
+				want.rip = i & 1 ? start + 11 : PAD_ADDR;
+				cases++;
+				if (!same_outcome(&want, &got) && failed++ < MAX_REPORTS) {
+					ktap_note("JMPABS %d bytes before +%llx, round %d", k,
+						  (unsigned long long)edges[e], i);
+					print_diff("smc", &in, &want, &got);
+				}
+			}
+		}
+	}
+	ktap_result(!failed, "self-modifying: the target of JMPABS, %u cases, %u failed", cases,
+		    failed);
+}
+
 int main(int argc, char **argv)
 {
 	const char *missing = apx_missing();
@@ -1501,7 +1580,7 @@ int main(int argc, char **argv)
 	if (missing && !use_shim)
 		return ktap_skip_all(missing);
 
-	ktap_plan(ARRAY_SIZE(hand_groups) + (use_shim ? 6 : 1 + 6 + 13 + 2 + 4));
+	ktap_plan(ARRAY_SIZE(hand_groups) + (use_shim ? 6 : 1 + 6 + 13 + 2 + 5));
 	ktap_note("seed %llu", (unsigned long long)seed);
 	rng_seed(seed);
 	run_init(!use_shim);
@@ -1520,6 +1599,7 @@ int main(int argc, char **argv)
 		test_cut_off();
 		test_smc();
 		test_smc_ahead();
+		test_smc_jmpabs();
 	}
 	clock_gettime(CLOCK_MONOTONIC, &t1);
 	ktap_note("%llu instructions run in %llu ms", (unsigned long long)run_count,
