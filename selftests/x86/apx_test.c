@@ -5,8 +5,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kvm_test_harness.h"
+#include "apic.h"
 #include "apx.h"
 #include "kvm_util.h"
 #include "processor.h"
@@ -80,13 +82,30 @@ static void guest_disable_apx(void)
 	xsetbv(0, xgetbv(0) & ~XFEATURE_MASK_APX);
 }
 
+/*
+ * Run the vCPU once, with values in userspace's R16-R31 that the guest must not
+ * see, and that must not change.
+ */
+static void run_vcpu_once(struct kvm_vcpu *vcpu)
+{
+	struct egprs before, after;
+
+	fill_egprs(&before, 0x5ec2e7);
+	load_egprs(&before);
+	vcpu_run(vcpu);
+	store_egprs(&after);
+
+	TEST_ASSERT(!memcmp(&before, &after, sizeof(before)),
+		    "KVM_RUN changed userspace's R16-R31");
+}
+
 /* Run the vCPU until it syncs stage @stage, or is done if @stage is negative. */
 static void run_vcpu(struct kvm_vcpu *vcpu, int stage)
 {
 	struct ucall uc;
 
 	for (;;) {
-		vcpu_run(vcpu);
+		run_vcpu_once(vcpu);
 
 		if (vcpu->run->exit_reason == KVM_EXIT_MMIO)
 			continue;
@@ -102,6 +121,7 @@ static void run_vcpu(struct kvm_vcpu *vcpu, int stage)
 			return;
 		case UCALL_ABORT:
 			REPORT_GUEST_ASSERT(uc);
+			break;
 		default:
 			TEST_FAIL("Unexpected ucall %lu", uc.cmd);
 		}
@@ -124,25 +144,29 @@ static int set_xcr0(struct kvm_vcpu *vcpu, u64 xcr0)
 	return __vcpu_ioctl(vcpu, KVM_SET_XCRS, &xcrs);
 }
 
-static struct kvm_xsave *alloc_xsave(void)
-{
-	return calloc(1, kvm_check_cap(KVM_CAP_XSAVE2));
-}
-
 static struct kvm_xsave *get_xsave(struct kvm_vcpu *vcpu)
 {
-	struct kvm_xsave *xsave = alloc_xsave();
+	struct kvm_xsave *xsave = calloc(1, kvm_check_cap(KVM_CAP_XSAVE2));
 
-	/* Garbage must not survive. */
-	memset(xsave, 0xa5, kvm_check_cap(KVM_CAP_XSAVE2));
+	TEST_ASSERT(xsave, "-ENOMEM when allocating kvm_xsave");
 	vcpu_xsave2_get(vcpu, xsave);
 	return xsave;
+}
+
+static void set_xsave_egprs(struct kvm_vcpu *vcpu, const struct egprs *egprs)
+{
+	struct kvm_xsave *xsave = get_xsave(vcpu);
+
+	memcpy(xsave_egprs(xsave), egprs, sizeof(*egprs));
+	xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
+	vcpu_xsave_set(vcpu, xsave);
+	free(xsave);
 }
 
 static void check_xsave(struct kvm_vcpu *vcpu, const struct egprs *expected)
 {
 	struct kvm_xsave *xsave = get_xsave(vcpu);
-	struct kvm_xsave *legacy = calloc(1, sizeof(*legacy));
+	struct kvm_xsave legacy;
 	bool is_set = xsave_header(xsave)->xstate_bv & XFEATURE_MASK_APX;
 	int i;
 
@@ -154,11 +178,10 @@ static void check_xsave(struct kvm_vcpu *vcpu, const struct egprs *expected)
 			    "Wanted R%d = 0x%lx, KVM_GET_XSAVE2 says 0x%lx",
 			    i + 16, expected->r[i], xsave_egprs(xsave)[i]);
 
-	vcpu_xsave_get(vcpu, legacy);
-	TEST_ASSERT(!memcmp(xsave, legacy, sizeof(*legacy)),
+	vcpu_xsave_get(vcpu, &legacy);
+	TEST_ASSERT(!memcmp(xsave, &legacy, sizeof(legacy)),
 		    "KVM_GET_XSAVE and KVM_GET_XSAVE2 disagree");
 
-	free(legacy);
 	free(xsave);
 }
 
@@ -321,13 +344,8 @@ KVM_ONE_VCPU_TEST(apx, set_xsave, guest_set_xsave)
 	for (i = 0; i < NR_ROUNDS; i++) {
 		run_vcpu(vcpu, i);
 
-		xsave = get_xsave(vcpu);
 		fill_egprs(&egprs, i);
-		memcpy(xsave_egprs(xsave), &egprs, sizeof(egprs));
-		xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
-		vcpu_xsave_set(vcpu, xsave);
-		free(xsave);
-
+		set_xsave_egprs(vcpu, &egprs);
 		check_xsave(vcpu, &egprs);
 	}
 
@@ -360,7 +378,7 @@ KVM_ONE_VCPU_TEST(apx, failed_set_xsave_changes_nothing, guest_one_seed)
 
 	before = get_xsave(vcpu);
 
-	for (i = 0; i < 4; i++) {
+	for (i = 0; i < 5; i++) {
 		bad = get_xsave(vcpu);
 		memset(xsave_egprs(bad), 0xee, sizeof(struct egprs));
 
@@ -378,6 +396,11 @@ KVM_ONE_VCPU_TEST(apx, failed_set_xsave_changes_nothing, guest_one_seed)
 			/* As above, but with R16-R31 in their initial state. */
 			xsave_header(bad)->xstate_bv &= ~XFEATURE_MASK_APX;
 			xsave_header(bad)->reserved[0] = 1;
+			break;
+		case 4:
+			/* A reserved bit in MXCSR. */
+			xsave_header(bad)->xstate_bv |= XFEATURE_MASK_SSE;
+			bad->region[24 / 4] |= BIT(31);
 			break;
 		}
 
@@ -423,7 +446,6 @@ static void guest_toggle_xcr0(void)
 
 KVM_ONE_VCPU_TEST(apx, values_survive_xcr0_off_and_on, guest_toggle_xcr0)
 {
-	struct kvm_xsave *xsave;
 	struct egprs egprs;
 	int i;
 
@@ -436,11 +458,8 @@ KVM_ONE_VCPU_TEST(apx, values_survive_xcr0_off_and_on, guest_toggle_xcr0)
 		run_vcpu(vcpu, 3 * i + 2);
 		check_xsave(vcpu, &egprs);
 
-		xsave = get_xsave(vcpu);
 		fill_egprs(&egprs, i + 1000);
-		memcpy(xsave_egprs(xsave), &egprs, sizeof(egprs));
-		vcpu_xsave_set(vcpu, xsave);
-		free(xsave);
+		set_xsave_egprs(vcpu, &egprs);
 		check_xsave(vcpu, &egprs);
 	}
 
@@ -486,7 +505,7 @@ KVM_ONE_VCPU_TEST(apx, ud_if_disabled, guest_ud)
 static void guest_no_apx(void)
 {
 	u64 xcr0 = xgetbv(0);
-	u64 val;
+	u64 val = 0;
 
 	GUEST_ASSERT(!this_cpu_has(X86_FEATURE_APX));
 	GUEST_ASSERT(!(xcr0 & XFEATURE_MASK_APX));
@@ -494,38 +513,76 @@ static void guest_no_apx(void)
 	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
 	GUEST_SYNC(1);
 	GUEST_ASSERT_EQ(xgetbv(0), xcr0);
+	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
 	GUEST_DONE();
 }
 
 KVM_ONE_VCPU_TEST(apx, vcpu_without_apx, guest_no_apx)
 {
 	u64 xcr0 = kvm_cpu_supported_xcr0();
-	struct kvm_xsave *xsave;
 	struct egprs egprs;
 	int r;
 
-	/* Leave CPUID.0xD as is, the feature flag alone has to suffice. */
-	TEST_ASSERT(!set_xcr0(vcpu, xcr0 & ~XFEATURE_MASK_APX), "KVM_SET_XCRS failed");
+	fill_egprs(&egprs, 1);
+	set_xsave_egprs(vcpu, &egprs);
+	check_xsave(vcpu, &egprs);
+
+	/*
+	 * Leave CPUID.0xD as is, the feature flag alone has to suffice.  Leave
+	 * XCR0 alone, too, the library has already set all supported bits.
+	 */
 	vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
+	check_xsave(vcpu, &(struct egprs){});
 
 	r = set_xcr0(vcpu, xcr0);
 	TEST_ASSERT(r && errno == EINVAL,
 		    "KVM_SET_XCRS: wanted EINVAL, got %d (errno %d)", r, errno);
 
+	/* KVM_SET_XSAVE doesn't care about CPUID, KVM_GET_XSAVE does. */
+	set_xsave_egprs(vcpu, &egprs);
+	check_xsave(vcpu, &(struct egprs){});
+
 	run_vcpu(vcpu, 1);
 	check_xsave(vcpu, &(struct egprs){});
 
-	xsave = get_xsave(vcpu);
-	fill_egprs(&egprs, 0);
-	memcpy(xsave_egprs(xsave), &egprs, sizeof(egprs));
-	xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
-	r = __vcpu_ioctl(vcpu, KVM_SET_XSAVE, xsave);
-	TEST_ASSERT(r && errno == EINVAL,
-		    "KVM_SET_XSAVE: wanted EINVAL, got %d (errno %d)", r, errno);
-	free(xsave);
-	check_xsave(vcpu, &(struct egprs){});
+	run_vcpu_to_the_end(vcpu);
+}
+
+static void guest_save_restore(void)
+{
+	guest_load(1);
+	GUEST_SYNC(1);
+	guest_check(1);
+
+	/* The values have to be transferred even if they are out of reach. */
+	guest_disable_apx();
+	GUEST_SYNC(2);
+	guest_enable_apx();
+	guest_check(1);
+	GUEST_DONE();
+}
+
+TEST(values_survive_save_and_restore)
+{
+	struct kvm_x86_state *state;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int i;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_save_restore);
+
+	for (i = 1; i <= 2; i++) {
+		run_vcpu(vcpu, i);
+
+		state = vcpu_save_state(vcpu);
+		kvm_vm_release(vm);
+		vcpu = vm_recreate_with_one_vcpu(vm);
+		vcpu_load_state(vcpu, state);
+		kvm_x86_state_cleanup(state);
+	}
 
 	run_vcpu_to_the_end(vcpu);
+	kvm_vm_free(vm);
 }
 
 static void guest_isolation(u64 id)
@@ -561,23 +618,74 @@ TEST(vcpus_are_isolated)
 	kvm_vm_free(vm);
 }
 
+static void guest_send_init(void)
+{
+	x2apic_enable();
+	x2apic_write_reg(APIC_ICR, (1ull << 32) | APIC_DEST_PHYSICAL |
+				   APIC_INT_ASSERT | APIC_DM_INIT);
+	GUEST_DONE();
+}
+
+TEST(values_survive_init)
+{
+	struct kvm_mp_state mp_state;
+	struct kvm_vcpu *vcpus[2];
+	struct kvm_regs regs;
+	struct kvm_xcrs xcrs;
+	struct egprs egprs;
+	struct kvm_vm *vm;
+
+	vm = vm_create_with_vcpus(ARRAY_SIZE(vcpus), guest_one_seed, vcpus);
+	vcpu_arch_set_entry_point(vcpus[0], guest_send_init);
+
+	run_vcpu(vcpus[1], 1);
+	run_vcpu_to_the_end(vcpus[0]);
+
+	/* Getting the state makes KVM process the INIT. */
+	vcpu_mp_state_get(vcpus[1], &mp_state);
+	TEST_ASSERT_EQ(mp_state.mp_state, KVM_MP_STATE_INIT_RECEIVED);
+	vcpu_regs_get(vcpus[1], &regs);
+	TEST_ASSERT_EQ(regs.rsp, 0);
+
+	vcpu_xcrs_get(vcpus[1], &xcrs);
+	TEST_ASSERT(xcrs.xcrs[0].value & XFEATURE_MASK_APX, "INIT cleared XCR0.APX");
+	fill_egprs(&egprs, 1);
+	check_xsave(vcpus[1], &egprs);
+
+	kvm_vm_free(vm);
+}
+
 TEST(cpuid_is_consistent)
 {
+	const struct kvm_cpuid_entry2 *leaf;
+	u32 eax, ebx, ecx, edx;
+
 	TEST_ASSERT(kvm_cpu_supported_xcr0() & XFEATURE_MASK_APX,
 		    "APX in CPUID.7.1, but not in CPUID.0xD");
 	TEST_ASSERT_EQ(kvm_cpu_property(X86_PROPERTY_XSTATE_APX_SIZE),
 		       sizeof(struct egprs));
 	TEST_ASSERT_EQ(kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET), 960);
+	TEST_ASSERT_EQ(get_cpuid_entry(kvm_get_supported_cpuid(), 0xd, 19)->ecx, 0);
 	TEST_ASSERT(!kvm_cpu_has(X86_FEATURE_MPX), "MPX and APX at the same time");
 	TEST_ASSERT(kvm_cpu_property(X86_PROPERTY_MAX_BASIC_LEAF) >= 0x29,
 		    "APX without CPUID.0x29");
-	TEST_ASSERT_EQ(kvm_cpu_has(X86_FEATURE_APX_NCI_NDD_NF),
-		       this_cpu_has(X86_FEATURE_APX_NCI_NDD_NF));
+
+	leaf = get_cpuid_entry(kvm_get_supported_cpuid(), 0x29, 0);
+	__cpuid(0x29, 0, &eax, &ebx, &ecx, &edx);
+	TEST_ASSERT_EQ(leaf->flags, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+	TEST_ASSERT_EQ(leaf->eax, 0);
+	TEST_ASSERT_EQ(leaf->ebx, ebx & BIT(0));
+	TEST_ASSERT_EQ(leaf->ecx, 0);
+	TEST_ASSERT_EQ(leaf->edx, 0);
 }
 
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_XSAVE));
+
+	TEST_ASSERT(kvm_cpu_has(X86_FEATURE_APX) ||
+		    !(kvm_cpu_supported_xcr0() & XFEATURE_MASK_APX),
+		    "APX in CPUID.0xD, but not in CPUID.7.1");
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 
 	return test_harness_run(argc, argv);
