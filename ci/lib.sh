@@ -90,19 +90,22 @@ take_lock() {
 # packages: installs what is missing (root) or says what to install.
 packages() {
 	[ -z "${KVM_APX_PACKAGES-}" ] || return 0
+	need < <(table "$top/ci/packages")
+	export KVM_APX_PACKAGES=1
+}
+
+need() { # the same for lines of "COMMAND PACKAGE" or "/FILE PACKAGE" on stdin
 	local what package missing=()
 	while read -r what package; do
 		case $what in
 		/*) [ -e "$what" ] || missing+=("$package") ;;
 		*) command -v "$what" >/dev/null || missing+=("$package") ;;
 		esac
-	done < <(table "$top/ci/packages")
-	if [ ${#missing[@]} -gt 0 ]; then
-		[ "$(id -u)" = 0 ] || die "packages are missing; as root: apt-get install ${missing[*]}"
-		command -v apt-get >/dev/null || die "not a Debian machine; install what these packages have: ${missing[*]}"
-		step packages install_packages "${missing[@]}"
-	fi
-	export KVM_APX_PACKAGES=1
+	done
+	[ ${#missing[@]} != 0 ] || return 0
+	[ "$(id -u)" = 0 ] || die "packages are missing; as root: apt-get install ${missing[*]}"
+	command -v apt-get >/dev/null || die "not a Debian machine; install what these packages have: ${missing[*]}"
+	step packages install_packages "${missing[@]}"
 }
 
 install_packages() {
@@ -182,6 +185,25 @@ step() {
 
 # up_to_date STAMP KEY: whether the last build was made from the same inputs.
 up_to_date() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
+
+# kconfig TREE OUT FRAGMENT...: OUT/.config by the caller's kmake: tinyconfig and
+# the fragments, the last one that names an option winning.  Sets missing to
+# what did not come out like that.
+kconfig() {
+	local option config=$2/.config
+	missing=()
+	kmake -s tinyconfig
+	KCONFIG_CONFIG=$config "$1/scripts/kconfig/merge_config.sh" -m -O "$2" "$config" "${@:3}"
+	kmake -s olddefconfig
+	while read -r option; do
+		case $option in
+		'# '*) option=${option#\# }; ! grep -q "^${option%% *}=" "$config" || missing+=("${option%% *}=n") ;;
+		*) grep -qxF "$option" "$config" || missing+=("$option") ;;
+		esac
+	done < <(cat "${@:3}" | awk '/^CONFIG_|^# CONFIG_.* is not set/ {
+		option = $0; sub(/^# /, "", option); sub(/[= ].*/, "", option); last[option] = $0
+	} END {for (option in last) print last[option]}')
+}
 
 # write FILE: stdin to FILE, in one piece or not at all.
 write() {
