@@ -7,7 +7,7 @@
 export BASE KSRC BOCHS_SRC O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
-.PHONY: help run check base machine kernel selftests boot shell test tree mutants clean distclean
+.PHONY: help run check base machine kernel selftests boot shell test tree mutants bisect-check cost clean distclean
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ tree:       ## make a git tree in DIR=: the base, and each patch as a commit
 	@ci/tree
 mutants:    ## show that the tests notice what they are there for
 	@ci/mutants
+bisect-check: ## build every patch in every way of ci/builds, boot between
+	@ci/bisect all
+cost:       ## size of KVM and instructions per VM-exit, base and series
+	@ci/cost
 clean:      ## remove what was built
 	@ci/clean
 distclean:  ## remove the whole build folder; the downloads stay
