@@ -1,0 +1,908 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test KVM's emulation of instructions that have a REX2 prefix.
+ *
+ * The CPU is the model: instructions are generated from a table of opcodes with
+ * random operands, run natively, and again with KVM's forced emulation prefix or
+ * with MMIO as the memory operand, from the same state.  The outcome, i.e. all
+ * registers, RFLAGS, memory, stack and the exception, must be the same.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <asm/processor-flags.h>
+
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "apx.h"
+
+#ifndef __x86_64__
+# error This test is 64-bit only
+#endif
+
+#define MMIO_GPA	0xd0000000ull
+#define MMIO_GVA	0xd0000000ull
+
+#define MEM_SIZE	2048
+#define STACK_SIZE	256
+#define NR_TRIALS	24
+#define MAX_REPORTS	12
+
+#define FLAGS_MASK	(X86_EFLAGS_CF | X86_EFLAGS_PF | X86_EFLAGS_AF | X86_EFLAGS_ZF | \
+			 X86_EFLAGS_SF | X86_EFLAGS_DF | X86_EFLAGS_OF)
+
+struct state {
+	u64 gpr[32];
+	u64 rflags;
+	u8 xmm[16][16] __aligned(16);
+	u8 mem[MEM_SIZE];
+	u8 stack[STACK_SIZE];
+	u64 vector;		/* ~0: no exception */
+	u64 error_code;
+	u64 via_pad;
+};
+
+/* Accessed by the assembly code below. */
+struct {
+	u64 gpr[32];
+	u8 xmm[16][16];
+	u64 rflags;
+	u64 entry;
+	u64 host_rsp;
+	u64 via_pad;
+} run __aligned(16);
+
+extern char run_insn[], run_exit[], run_exit_pad[];
+
+#define __RUN_GPRS(op)								\
+	op(rax, 0) op(rcx, 1) op(rdx, 2) op(rbx, 3) op(rbp, 5) op(rsi, 6)	\
+	op(rdi, 7) op(r8, 8) op(r9, 9) op(r10, 10) op(r11, 11) op(r12, 12)	\
+	op(r13, 13) op(r14, 14) op(r15, 15)
+#define RUN_LOAD(reg, nr)	"mov run+8*" #nr "(%rip), %" #reg "\n\t"
+#define RUN_STORE(reg, nr)	"mov %" #reg ", run+8*" #nr "(%rip)\n\t"
+#define RUN_XMMS(insn)								\
+	".irp nr, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n\t"	\
+	insn "\n\t.endr\n\t"
+
+asm(".pushsection .text\n"
+	"run_insn:\n\t"
+	"push %rbx\n\tpush %rbp\n\tpush %r12\n\tpush %r13\n\tpush %r14\n\tpush %r15\n\t"
+	"mov %rsp, run+528(%rip)\n\t"
+	"lea run+128(%rip), %rax\n\t"
+	__MOV_EGPRS(0x8b)
+	RUN_XMMS("movdqu run+256+16*\\nr(%rip), %xmm\\nr")
+	"pushq run+512(%rip)\n\t"
+	"popfq\n\t"
+	__RUN_GPRS(RUN_LOAD)
+	"mov run+8*4(%rip), %rsp\n\t"
+	"jmp *run+520(%rip)\n"
+	"run_exit_pad:\n\t"
+	"movl $1, run+536(%rip)\n"
+	"run_exit:\n\t"
+	__RUN_GPRS(RUN_STORE)
+	"mov %rsp, run+8*4(%rip)\n\t"
+	"mov run+528(%rip), %rsp\n\t"
+	"pushfq\n\t"
+	"popq run+512(%rip)\n\t"
+	"cld\n\t"
+	"lea run+128(%rip), %rax\n\t"
+	__MOV_EGPRS(0x89)
+	RUN_XMMS("movdqu %xmm\\nr, run+256+16*\\nr(%rip)")
+	"pop %r15\n\tpop %r14\n\tpop %r13\n\tpop %r12\n\tpop %rbp\n\tpop %rbx\n\t"
+	"ret\n"
+	".popsection");
+
+static_assert(offsetof(typeof(run), rflags) == 512, "layout is known to assembly code");
+static_assert(offsetof(typeof(run), via_pad) == 536, "layout is known to assembly code");
+
+static u8 code[64] __aligned(64);
+static u8 mem[MEM_SIZE] __aligned(4096);
+static u8 mmio[MEM_SIZE] __aligned(4096);	/* What userspace backs MMIO with. */
+static u8 stack[8192] __aligned(4096);		/* Exception handlers need some, too. */
+#define STACK_AREA	(stack + sizeof(stack) - STACK_SIZE)
+#define STACK_TOP	((u64)STACK_AREA + STACK_SIZE / 2)
+#define INSN		((u64)code + 8)
+
+static u64 ex_vector, ex_error_code, ex_rip;
+static struct state in, native, other;
+static u64 nr_run, nr_faults, nr_mmio, nr_failed;
+
+static void guest_exception_handler(struct ex_regs *regs)
+{
+	ex_vector = regs->vector;
+	ex_error_code = regs->error_code;
+	ex_rip = regs->rip;
+	regs->rip = (u64)run_exit;
+}
+
+static u64 rng_state = 0x9e3779b97f4a7c15ull;
+
+static u64 rng(void)
+{
+	rng_state ^= rng_state << 13;
+	rng_state ^= rng_state >> 7;
+	rng_state ^= rng_state << 17;
+	return rng_state * 0x2545f4914f6cdd1dull;
+}
+
+static u64 rng_below(u64 n)
+{
+	return (rng() >> 16) % n;
+}
+
+/* Values of all magnitudes, and zero every now and then. */
+static u64 rng_value(void)
+{
+	u64 val = rng();
+
+	switch (rng_below(8)) {
+	case 0: return 0;
+	case 1: return val & 0xff;
+	case 2: return (s64)(s32)val;
+	case 3: return -(val & 0xff);
+	default: return val;
+	}
+}
+
+static void rng_fill(void *buf, size_t len)
+{
+	u8 *p = buf;
+
+	while (len--)
+		*p++ = rng() >> 32;
+}
+
+struct insn {
+	u8 bytes[16];
+	int len;
+	int base;		/* Base register of a memory operand, or -1. */
+};
+
+static void emit(struct insn *insn, u64 val, int size)
+{
+	GUEST_ASSERT(insn->len + size <= 15);
+	while (size--) {
+		insn->bytes[insn->len++] = val;
+		val >>= 8;
+	}
+}
+
+static void run_state(const struct state *in, struct state *out,
+		      const struct insn *insn, bool fep, u8 *data)
+{
+	static const u8 fep_bytes[5] = { 0x0f, 0x0b, 'k', 'v', 'm' };
+	u8 *p = (u8 *)INSN;
+
+	/* The instruction is at the same address with and without the prefix. */
+	memcpy(p - 5, fep_bytes, 5);
+	memcpy(p, insn->bytes, insn->len);
+	p += insn->len;
+	memcpy(p, "\xff\x25\x00\x00\x00\x00", 6);
+	*(u64 *)(p + 6) = (u64)run_exit;
+
+	memcpy(run.gpr, in->gpr, sizeof(run.gpr));
+	memcpy(run.xmm, in->xmm, sizeof(run.xmm));
+	memcpy(data, in->mem, MEM_SIZE);
+	memcpy(STACK_AREA, in->stack, STACK_SIZE);
+	run.rflags = in->rflags;
+	run.entry = fep ? INSN - 5 : INSN;
+	run.via_pad = 0;
+	ex_vector = ~0ull;
+	ex_error_code = 0;
+	ex_rip = INSN;
+
+	asm volatile("call run_insn"
+		     : : : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10",
+			   "r11", "memory", "cc");
+
+	memcpy(out->gpr, run.gpr, sizeof(run.gpr));
+	memcpy(out->xmm, run.xmm, sizeof(run.xmm));
+	memcpy(out->mem, data, MEM_SIZE);
+	memcpy(out->stack, STACK_AREA, STACK_SIZE);
+	out->rflags = run.rflags & FLAGS_MASK;
+	out->via_pad = run.via_pad;
+	out->vector = ex_vector;
+	out->error_code = ex_error_code;
+	/* Exceptions are pushed on the very same stack. */
+	if (ex_vector != ~0ull)
+		memset(out->stack, 0, STACK_SIZE);
+	__GUEST_ASSERT(ex_rip == INSN || ex_vector == DB_VECTOR,
+		       "Exception %lu at 0x%lx, instruction is at 0x%lx",
+		       ex_vector, ex_rip, INSN);
+}
+
+static bool report(const struct insn *insn, const char *what, const char *how,
+		   u64 want, u64 got)
+{
+	u64 lo, hi;
+
+	if (nr_failed++ < MAX_REPORTS) {
+		memcpy(&lo, insn->bytes, 8);
+		memcpy(&hi, insn->bytes + 8, 8);
+		GUEST_PRINTF("FAIL %s, bytes (%d) %016lx %016lx: %s: wanted 0x%lx, got 0x%lx\n",
+			     how, insn->len, __builtin_bswap64(lo),
+			     __builtin_bswap64(hi), what, want, got);
+	}
+	return false;
+}
+
+/* @skip is the register that legitimately differs, or -1. */
+static bool compare(const struct insn *insn, const char *how,
+		    const struct state *a, const struct state *b, int skip)
+{
+	static const char * const names[] = {
+		"RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
+		"R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15",
+		"R16", "R17", "R18", "R19", "R20", "R21", "R22", "R23",
+		"R24", "R25", "R26", "R27", "R28", "R29", "R30", "R31",
+	};
+	int i;
+
+	if (a->vector != b->vector)
+		return report(insn, "vector", how, a->vector, b->vector);
+	if (a->error_code != b->error_code)
+		return report(insn, "error code", how, a->error_code, b->error_code);
+	for (i = 0; i < 32; i++) {
+		if (i != skip && a->gpr[i] != b->gpr[i])
+			return report(insn, names[i], how, a->gpr[i], b->gpr[i]);
+	}
+	if (a->rflags != b->rflags)
+		return report(insn, "flags", how, a->rflags, b->rflags);
+	if (a->via_pad != b->via_pad)
+		return report(insn, "branch taken", how, a->via_pad, b->via_pad);
+	for (i = 0; i < 16; i++) {
+		if (memcmp(a->xmm[i], b->xmm[i], 16))
+			return report(insn, "XMM", how, i, i);
+	}
+	for (i = 0; i < MEM_SIZE; i++) {
+		if (a->mem[i] != b->mem[i])
+			return report(insn, "memory", how, a->mem[i], b->mem[i]);
+	}
+	for (i = 0; i < STACK_SIZE; i++) {
+		if (a->stack[i] != b->stack[i])
+			return report(insn, "stack", how, a->stack[i], b->stack[i]);
+	}
+	return true;
+}
+
+static void random_state(void)
+{
+	int i;
+
+	for (i = 0; i < 32; i++)
+		in.gpr[i] = rng_value();
+	in.gpr[4] = STACK_TOP;
+	in.rflags = X86_EFLAGS_FIXED | (rng() & (FLAGS_MASK & ~X86_EFLAGS_DF));
+	rng_fill(in.xmm, sizeof(in.xmm));
+	rng_fill(in.mem, MEM_SIZE);
+	rng_fill(in.stack, STACK_SIZE);
+}
+
+static void run_and_compare(const struct insn *insn)
+{
+	run_state(&in, &native, insn, false, mem);
+	run_state(&in, &other, insn, true, mem);
+	compare(insn, "forced emulation", &native, &other, -1);
+	nr_run++;
+	if (native.vector != ~0ull)
+		nr_faults++;
+}
+
+static void run_mmio(const struct insn *insn)
+{
+	u64 base = in.gpr[insn->base];
+
+	run_state(&in, &native, insn, false, mem);
+	if (native.vector != ~0ull)
+		return;
+
+	in.gpr[insn->base] = base - (u64)mem + MMIO_GVA;
+	run_state(&in, &other, insn, false, mmio);
+	if (compare(insn, "MMIO", &native, &other, insn->base) &&
+	    other.gpr[insn->base] != in.gpr[insn->base])
+		report(insn, "base", "MMIO", in.gpr[insn->base], other.gpr[insn->base]);
+	in.gpr[insn->base] = base;
+	nr_mmio++;
+}
+
+/* Operands of an opcode. */
+#define R	BIT(0)		/* ModRM, register form */
+#define M	BIT(1)		/* ModRM, memory form */
+#define RM	(R | M)
+#define O	BIT(2)		/* register in the opcode */
+#define N	BIT(3)		/* none, or implicit */
+#define I8	BIT(4)		/* immediates */
+#define IZ	BIT(5)
+#define IV	BIT(6)
+#define LK	BIT(7)		/* LOCK is fine with memory forms */
+#define BITS	BIT(8)		/* ModRM.reg is a bit offset */
+#define P66	BIT(9)		/* mandatory prefix: none or 66 */
+#define P66F3	BIT(10)		/* mandatory prefix: 66 or F3 */
+#define ONLY66	BIT(11)		/* mandatory prefix: 66 */
+#define NO66	BIT(12)		/* no 66 */
+#define NOMMIO	BIT(13)		/* not with MMIO */
+#define SREG	BIT(14)		/* ModRM.reg is a segment register */
+#define IMPL	BIT(16)		/* implicit RAX and RDX */
+
+struct op {
+	u8 map, first, last;
+	s8 digit_first, digit_last;	/* -1: ModRM.reg is a register */
+	u32 f;
+};
+
+static const struct op ops[] = {
+	{ 0, 0x00, 0x01, -1, -1, RM | LK }, { 0, 0x02, 0x03, -1, -1, RM },
+	{ 0, 0x08, 0x09, -1, -1, RM | LK }, { 0, 0x0a, 0x0b, -1, -1, RM },
+	{ 0, 0x10, 0x11, -1, -1, RM | LK }, { 0, 0x12, 0x13, -1, -1, RM },
+	{ 0, 0x18, 0x19, -1, -1, RM | LK }, { 0, 0x1a, 0x1b, -1, -1, RM },
+	{ 0, 0x20, 0x21, -1, -1, RM | LK }, { 0, 0x22, 0x23, -1, -1, RM },
+	{ 0, 0x28, 0x29, -1, -1, RM | LK }, { 0, 0x2a, 0x2b, -1, -1, RM },
+	{ 0, 0x30, 0x31, -1, -1, RM | LK }, { 0, 0x32, 0x33, -1, -1, RM },
+	{ 0, 0x38, 0x3b, -1, -1, RM },
+	{ 0, 0x04, 0x04, -1, -1, N | I8 }, { 0, 0x05, 0x05, -1, -1, N | IZ },
+	{ 0, 0x14, 0x14, -1, -1, N | I8 }, { 0, 0x2d, 0x2d, -1, -1, N | IZ },
+	{ 0, 0x50, 0x5f, -1, -1, O },
+	{ 0, 0x63, 0x63, -1, -1, RM | NO66 },
+	{ 0, 0x68, 0x68, -1, -1, N | IZ }, { 0, 0x6a, 0x6a, -1, -1, N | I8 },
+	{ 0, 0x69, 0x69, -1, -1, RM | IZ }, { 0, 0x6b, 0x6b, -1, -1, RM | I8 },
+	{ 0, 0x80, 0x80, 0, 6, RM | I8 | LK }, { 0, 0x80, 0x80, 7, 7, RM | I8 },
+	{ 0, 0x81, 0x81, 0, 6, RM | IZ | LK }, { 0, 0x81, 0x81, 7, 7, RM | IZ },
+	{ 0, 0x83, 0x83, 0, 6, RM | I8 | LK }, { 0, 0x83, 0x83, 7, 7, RM | I8 },
+	{ 0, 0x84, 0x85, -1, -1, RM }, { 0, 0x86, 0x87, -1, -1, RM | LK },
+	{ 0, 0x88, 0x8b, -1, -1, RM },
+	{ 0, 0x8c, 0x8c, -1, -1, RM | SREG | NOMMIO }, { 0, 0x8d, 0x8d, -1, -1, M | NOMMIO },
+	{ 0, 0x8f, 0x8f, 0, 0, RM | NOMMIO },
+	{ 0, 0x90, 0x97, -1, -1, O },
+	{ 0, 0x98, 0x99, -1, -1, N }, { 0, 0x9c, 0x9c, -1, -1, N }, { 0, 0x9e, 0x9f, -1, -1, N },
+	{ 0, 0xb0, 0xb7, -1, -1, O | I8 }, { 0, 0xb8, 0xbf, -1, -1, O | IV },
+	{ 0, 0xc0, 0xc1, 0, 7, RM | I8 }, { 0, 0xd0, 0xd3, 0, 7, RM },
+	{ 0, 0xc6, 0xc6, 0, 0, RM | I8 }, { 0, 0xc7, 0xc7, 0, 0, RM | IZ },
+	{ 0, 0xf5, 0xf5, -1, -1, N }, { 0, 0xf8, 0xf9, -1, -1, N }, { 0, 0xfc, 0xfd, -1, -1, N },
+	{ 0, 0xf6, 0xf6, 0, 1, RM | I8 }, { 0, 0xf7, 0xf7, 0, 1, RM | IZ },
+	{ 0, 0xf6, 0xf7, 2, 3, RM | LK }, { 0, 0xf6, 0xf7, 4, 7, RM | IMPL },
+	{ 0, 0xfe, 0xff, 0, 1, RM | LK }, { 0, 0xff, 0xff, 6, 6, RM | NOMMIO },
+	{ 1, 0x10, 0x11, -1, -1, M | P66 }, { 1, 0x28, 0x29, -1, -1, M | P66 },
+	{ 1, 0x6f, 0x6f, -1, -1, RM | P66F3 }, { 1, 0x7f, 0x7f, -1, -1, RM | P66F3 },
+	{ 1, 0xe7, 0xe7, -1, -1, M | ONLY66 }, { 1, 0x2b, 0x2b, -1, -1, M | P66 },
+	{ 1, 0x1f, 0x1f, 0, 0, RM | NOMMIO },
+	{ 1, 0x40, 0x4f, -1, -1, RM }, { 1, 0x90, 0x9f, 0, 0, RM },
+	{ 1, 0xa3, 0xa3, -1, -1, RM | BITS }, { 1, 0xab, 0xab, -1, -1, RM | BITS | LK },
+	{ 1, 0xb3, 0xb3, -1, -1, RM | BITS | LK }, { 1, 0xbb, 0xbb, -1, -1, RM | BITS | LK },
+	{ 1, 0xa4, 0xa4, -1, -1, RM | I8 }, { 1, 0xa5, 0xa5, -1, -1, RM },
+	{ 1, 0xac, 0xac, -1, -1, RM | I8 }, { 1, 0xad, 0xad, -1, -1, RM },
+	{ 1, 0xaf, 0xaf, -1, -1, RM }, { 1, 0xb0, 0xb1, -1, -1, RM | LK | IMPL },
+	{ 1, 0xb6, 0xb7, -1, -1, RM }, { 1, 0xbe, 0xbf, -1, -1, RM },
+	{ 1, 0xba, 0xba, 4, 7, RM | I8 }, { 1, 0xbc, 0xbd, -1, -1, RM },
+	{ 1, 0xc0, 0xc1, -1, -1, RM | LK }, { 1, 0xc3, 0xc3, -1, -1, M | NO66 },
+	{ 1, 0xc7, 0xc7, 1, 1, M | LK | NO66 | NOMMIO }, { 1, 0xc8, 0xcf, -1, -1, O | NO66 },
+};
+
+static int reg_id(u8 payload, int shift, int low)
+{
+	return low | ((payload >> shift) & 1) << 3 | ((payload >> (shift + 4)) & 1) << 4;
+}
+
+/* Returns false if the random choices are of no use. */
+static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digit, bool is_mem)
+{
+	u8 payload = (rng() & 0x7f) | (op->map << 7);
+	int reg = -1, rm = -1, index = -1, prefix = 0, disp_size = 0, mod, scale = 0;
+	bool is_sse = op->f & (P66 | P66F3 | ONLY66);
+	bool rip_relative = false, no_base = false, addr32 = false, lock = false;
+	u8 modrm = 0, sib = 0;
+	s64 disp = 0;
+	u64 addr;
+
+	memset(insn, 0, sizeof(*insn));
+	insn->base = -1;
+	random_state();
+
+	if (op->f & P66)
+		prefix = rng_below(2) ? 0x66 : 0;
+	else if (op->f & P66F3)
+		prefix = rng_below(2) ? 0x66 : 0xf3;
+	else if (op->f & ONLY66)
+		prefix = 0x66;
+	else if (!(op->f & NO66))
+		prefix = rng_below(4) ? 0 : 0x66;
+
+	/* CMPXCHG16B isn't emulated. */
+	if (op->map == 1 && opcode == 0xc7)
+		payload &= ~8;
+
+	/*
+	 * Emulator and CPU disagree about bits 63:32 of a 32-bit destination of
+	 * CMPXCHG if the comparison fails, with REX2 or without.
+	 */
+	if (op->map == 1 && opcode == 0xb1 && !is_mem)
+		payload |= 8;
+
+	if (op->f & O) {
+		if (reg_id(payload, 0, opcode & 7) == 4)
+			return false;
+	}
+
+	if (op->f & RM) {
+		reg = digit < 0 ? reg_id(payload, 2, rng_below(8)) : digit;
+		modrm = (reg & 7) << 3;
+		if (digit >= 0 || (op->f & SREG) || is_sse)
+			reg = -1;
+		else if (reg == 4)
+			return false;
+	}
+
+	if ((op->f & RM) && !is_mem) {
+		rm = reg_id(payload, 0, rng_below(8));
+		if (rm == 4)
+			return false;
+		modrm |= 0xc0 | (rm & 7);
+	} else if (op->f & RM) {
+		addr = (u64)mem + 512 + rng_below(256) * (is_sse && rng_below(4) ? 16 : 1) % 512;
+		mod = rng_below(3);
+		modrm |= mod << 6;
+		rm = reg_id(payload, 0, rng_below(8));
+		modrm |= rm & 7;
+		if ((rm & 7) == 4) {
+			index = reg_id(payload, 1, rng_below(8));
+			rm = reg_id(payload, 0, rng_below(8));
+			scale = rng_below(4);
+			sib = scale << 6 | (index & 7) << 3 | (rm & 7);
+			if (index == 4)
+				index = -1;
+			no_base = mod == 0 && (rm & 7) == 5;
+		} else {
+			rip_relative = mod == 0 && (rm & 7) == 5;
+		}
+		if (no_base || rip_relative)
+			rm = -1;
+		if (rm == 4 || (reg >= 0 && (reg == rm || reg == index)) ||
+		    (index >= 0 && index == rm))
+			return false;
+		if (index >= 0)
+			in.gpr[index] = rng_below(32);
+		if (reg >= 0 && (op->f & BITS))
+			in.gpr[reg] = (s64)rng_below(512) - 256;
+		disp_size = no_base || rip_relative || mod == 2 ? 4 : mod == 1 ? 1 : 0;
+		disp = disp_size == 1 ? (s8)rng() : disp_size ? (s64)rng_below(512) - 256 : 0;
+		if (rm >= 0) {
+			in.gpr[rm] = addr - disp;
+			/* MMIO needs the base to be that and nothing else. */
+			if (!(op->f & IMPL) || (rm != 0 && rm != 2))
+				insn->base = rm;
+		} else {
+			disp = addr;
+		}
+		addr32 = !rip_relative && rng_below(8) == 0;
+		lock = (op->f & LK) && rng_below(4) == 0;
+	}
+
+	if (lock)
+		emit(insn, 0xf0, 1);
+	if (addr32) {
+		emit(insn, 0x67, 1);
+		/* Bits 63:32 don't matter. */
+		if (rm >= 0 && rng_below(2))
+			in.gpr[rm] |= 0xdead00000000ull;
+		if (rm >= 0 && rng_below(2))
+			insn->base = -1;
+	}
+	if (prefix)
+		emit(insn, prefix, 1);
+	emit(insn, 0xd5, 1);
+	emit(insn, payload, 1);
+	emit(insn, opcode, 1);
+	if (op->f & RM)
+		emit(insn, modrm, 1);
+	if ((op->f & RM) && is_mem && (modrm & 7) == 4)
+		emit(insn, sib, 1);
+	if (disp_size) {
+		if (rip_relative) {
+			int imm = (op->f & I8) ? 1 : !(op->f & IZ) ? 0 :
+				  prefix == 0x66 && !(payload & 8) ? 2 : 4;
+
+			disp -= INSN + insn->len + 4 + imm;
+		}
+		emit(insn, disp, disp_size);
+	}
+	if (op->f & I8)
+		emit(insn, rng(), 1);
+	if (op->f & IZ)
+		emit(insn, rng(), prefix == 0x66 && !(payload & 8) ? 2 : 4);
+	if (op->f & IV)
+		emit(insn, rng(), payload & 8 ? 8 : prefix == 0x66 ? 2 : 4);
+	return true;
+}
+
+/* Run instructions of one opcode, in memory form if @form, else in register form. */
+static void sweep_one(const struct op *op, int opcode, int digit, int form)
+{
+	int trial, tries;
+	struct insn insn;
+
+	if (form && !(op->f & M))
+		return;
+	if (!form && !(op->f & (R | O | N)))
+		return;
+
+	for (trial = 0, tries = 0; trial < NR_TRIALS; tries++) {
+		GUEST_ASSERT(tries < 1000);
+		if (!generate(&insn, op, opcode, digit, form))
+			continue;
+		trial++;
+		run_and_compare(&insn);
+		if (form && insn.base >= 0 && !(op->f & NOMMIO))
+			run_mmio(&insn);
+	}
+}
+
+static void guest_sweep(void)
+{
+	int i, opcode, digit;
+
+	for (i = 0; i < ARRAY_SIZE(ops); i++) {
+		const struct op *op = &ops[i];
+
+		for (opcode = op->first; opcode <= op->last; opcode++) {
+			for (digit = op->digit_first; digit <= op->digit_last; digit++) {
+				sweep_one(op, opcode, digit, 0);
+				sweep_one(op, opcode, digit, 1);
+			}
+		}
+	}
+}
+
+/* Both natively and under forced emulation, @vector (~0: none) has to result. */
+static void expect(const char *name, u64 vector, const char *bytes, int len)
+{
+	struct insn insn = { .len = len };
+
+	memcpy(insn.bytes, bytes, len);
+	run_and_compare(&insn);
+	if (native.vector != vector)
+		report(&insn, name, "native", vector, native.vector);
+	if (other.vector != vector)
+		report(&insn, name, "forced emulation", vector, other.vector);
+}
+
+#define EXPECT(name, vector, bytes) expect(name, vector, bytes, sizeof(bytes) - 1)
+#define NONE	(~0ull)
+
+static void guest_ud(void)
+{
+	static const u8 payloads[] = { 0x00, 0x08, 0x10, 0x55, 0x7f };
+	static const u8 xsave[][2] = {
+		{ 0xae, 4 }, { 0xae, 5 }, { 0xae, 6 },
+		{ 0xc7, 3 }, { 0xc7, 4 }, { 0xc7, 5 },
+	};
+	char bytes[12] = {};
+	int i, p;
+
+	for (p = 0; p < ARRAY_SIZE(payloads); p++) {
+		for (i = 0; i < 512; i++) {
+			int op = i & 0xff, row = op >> 4;
+			bool ud;
+
+			if (i < 256)
+				ud = row == 4 || row == 7 || row == 0xe ||
+				     (row == 0xa && op != 0xa1) ||
+				     op == 0x0f || op == 0x26 || op == 0x2e || op == 0x36 ||
+				     op == 0x3e || (op >= 0x64 && op <= 0x67) || op == 0x62 ||
+				     op == 0xc4 || op == 0xc5 || op == 0xd5 || op == 0xf0 ||
+				     op == 0xf2 || op == 0xf3 || op == 0x06 || op == 0x27 ||
+				     op == 0x60 || op == 0xea;
+			else
+				ud = row == 3 || row == 8;
+			if (!ud)
+				continue;
+
+			random_state();
+			in.gpr[0] = in.gpr[16] = in.gpr[5] = in.gpr[21] = (u64)mem + 512;
+			in.gpr[1] = 0;
+			bytes[0] = 0xd5;
+			bytes[1] = payloads[p] | (i < 256 ? 0 : 0x80);
+			bytes[2] = op;
+			/* Would-be continuations that are fine on their own. */
+			bytes[3] = op == 0x0f ? 0x1f : 0x90;
+			bytes[4] = 0;
+			expect("REX2 isn't allowed", UD_VECTOR, bytes, 8);
+		}
+
+		for (i = 0; i < ARRAY_SIZE(xsave); i++) {
+			random_state();
+			in.gpr[0] = (u64)mem + 512;
+			bytes[0] = 0xd5;
+			bytes[1] = (payloads[p] & ~0x11) | 0x80;
+			bytes[2] = xsave[i][0];
+			bytes[3] = xsave[i][1] << 3;
+			expect("XSAVE family", UD_VECTOR, bytes, 4);
+		}
+	}
+
+	random_state();
+	EXPECT("REX before REX2", UD_VECTOR, "\x48\xd5\x18\x89\xc0");
+	EXPECT("REX, 66, REX2", NONE, "\x48\x66\xd5\x10\x89\xc0");
+	EXPECT("LOCK with a register", UD_VECTOR, "\xf0\xd5\x18\x01\xc0");
+	EXPECT("MOV to CR0 + R4", UD_VECTOR, "\xd5\xd0\x22\xc0");
+	EXPECT("MOV from CR3 + R4", UD_VECTOR, "\xd5\xc0\x20\xd8");
+	EXPECT("MOV from DR7 + R4", UD_VECTOR, "\xd5\xd0\x21\xf8");
+	EXPECT("MOV from DR7 + R3", UD_VECTOR, "\xd5\x94\x21\xf8");
+	EXPECT("EVEX map 4 add", UD_VECTOR, "\x62\xf4\xfc\x08\x01\xc3");
+	EXPECT("EVEX map 4 NDD", UD_VECTOR, "\x62\xec\xec\x10\x01\xc1");
+	EXPECT("VEX map 4", UD_VECTOR, "\xc4\xe4\x78\x10\xc0");
+	EXPECT("REX2 with VEX", UD_VECTOR, "\xd5\x00\xc5\xf8\x28\xc1");
+	EXPECT("MOV from segment register 6", UD_VECTOR, "\xd5\x18\x8c\xf0");
+	EXPECT("MOV to CS", UD_VECTOR, "\xd5\x18\x8e\xc8");
+}
+
+static void guest_jmpabs(void)
+{
+	static const u8 prefixes[] = { 0x66, 0x67, 0xf0, 0xf2, 0xf3 };
+	char bytes[12] = { 0x2e, 0xd5, 0x00, 0xa1 };
+	u64 target = (u64)run_exit_pad;
+	int i;
+
+	random_state();
+	memcpy(bytes + 4, &target, 8);
+	expect("JMPABS", NONE, bytes + 1, 11);
+	GUEST_ASSERT(native.via_pad && other.via_pad);
+	expect("CS JMPABS", NONE, bytes, 12);
+	GUEST_ASSERT(native.via_pad && other.via_pad);
+
+	for (i = 0; i < ARRAY_SIZE(prefixes); i++) {
+		bytes[0] = prefixes[i];
+		expect("JMPABS with a prefix", UD_VECTOR, bytes, 12);
+	}
+	for (i = 0; i < 128; i++) {
+		bytes[2] = i;
+		expect("JMPABS payload", i & 8 ? UD_VECTOR : NONE, bytes + 1, 11);
+	}
+	bytes[2] = 0;
+	target = 0x8000000000000000ull;
+	memcpy(bytes + 4, &target, 8);
+	expect("JMPABS non-canonical", GP_VECTOR, bytes + 1, 11);
+}
+
+static void guest_special(void)
+{
+	random_state();
+	in.gpr[16] = in.gpr[31] = in.gpr[28] = (u64)run_exit_pad;
+	EXPECT("JMP R16", NONE, "\xd5\x10\xff\xe0");
+	GUEST_ASSERT(other.via_pad);
+	EXPECT("CALL R31", NONE, "\xd5\x11\xff\xd7");
+	GUEST_ASSERT(other.via_pad);
+	EXPECT("PUSHP RAX", NONE, "\xd5\x08\x50");
+	EXPECT("PUSHP R16", NONE, "\xd5\x18\x50");
+	EXPECT("POPP R24", NONE, "\xd5\x19\x58");
+	EXPECT("POP R31W", NONE, "\x66\xd5\x11\x5f");
+	EXPECT("PUSH R31W", NONE, "\x66\xd5\x11\x57");
+	/* RSP as base, and as operand, which the sweep leaves out. */
+	EXPECT("MOV R16, [RSP]", NONE, "\xd5\x48\x8b\x04\x24");
+	EXPECT("MOV [RSP+8], R31", NONE, "\xd5\x4c\x89\x7c\x24\x08");
+	EXPECT("POP [RSP], REX2", NONE, "\xd5\x08\x8f\x04\x24");
+	EXPECT("PUSH RSP", NONE, "\xd5\x00\x54");
+	EXPECT("MOV AL, SPL", NONE, "\xd5\x00\x88\xe0");
+	EXPECT("MOV R20, RSP", NONE, "\xd5\x18\x89\xe4");
+	/* Sixteen scaled indices: 20 and 28 aren't "none". */
+	in.gpr[20] = in.gpr[28] = in.gpr[12] = 8;
+	in.gpr[0] = (u64)mem + 512;
+	EXPECT("index R20", NONE, "\xd5\x28\x8b\x4c\x60\x10");
+	EXPECT("index R28", NONE, "\xd5\x2a\x8b\x4c\x60\x10");
+	EXPECT("index R12", NONE, "\xd5\x0a\x8b\x4c\x60\x10");
+	in.gpr[20] = in.gpr[21] = in.gpr[28] = in.gpr[29] = (u64)mem + 512;
+	EXPECT("base R20", NONE, "\xd5\x18\x8b\x04\x24");
+	EXPECT("base R28", NONE, "\xd5\x19\x8b\x04\x24");
+	EXPECT("base R21", NONE, "\xd5\x18\x8b\x45\x00");
+	EXPECT("base R29", NONE, "\xd5\x19\x8b\x45\x00");
+	/* The stack segment is for RSP and RBP: #GP rather than #SS with R20/21. */
+	in.gpr[20] = in.gpr[21] = in.gpr[28] = in.gpr[5] = 1ull << 63;
+	EXPECT("non-canonical R20", GP_VECTOR, "\xd5\x18\x8b\x04\x24");
+	EXPECT("non-canonical R28", GP_VECTOR, "\xd5\x19\x8b\x04\x24");
+	EXPECT("non-canonical R21", GP_VECTOR, "\xd5\x18\x8b\x45\x00");
+	EXPECT("non-canonical RBP", SS_VECTOR, "\xd5\x08\x8b\x45\x00");
+	/* Control, debug and segment registers. */
+	EXPECT("MOV R16, CR3", NONE, "\xd5\x90\x20\xd8");
+	EXPECT("MOV R24, CR4", NONE, "\xd5\x91\x20\xe0");
+	EXPECT("MOV RAX, CR8", NONE, "\xd5\x84\x20\xc0");
+	EXPECT("MOV R31, DR7", NONE, "\xd5\x91\x21\xff");
+	in.gpr[16] = get_cr3();
+	EXPECT("MOV CR3, R16", NONE, "\xd5\x90\x22\xd8");
+	in.gpr[31] = 0x400;
+	EXPECT("MOV DR7, R31", NONE, "\xd5\x91\x23\xff");
+	asm volatile("mov %%ds, %0" : "=r"(in.gpr[16]));
+	EXPECT("MOV DS, R16 + R3, R4", NONE, "\xd5\x54\x8e\xd8");
+	EXPECT("MOV R16, DS + R3, R4", NONE, "\xd5\x54\x8c\xd8");
+	in.gpr[16] = (u64)mem + 512;
+	EXPECT("MOV [R16], DS, REX2.W", NONE, "\xd5\x18\x8c\x18");
+	/* 15 bytes is the limit.  KVM says #UD instead of #GP under forced emulation. */
+	EXPECT("15 bytes", NONE, "\x2e\x2e\x2e\xd5\x18\xc7\x80\x00\x00\x00\x00\x01\x02\x03\x04");
+	in.gpr[3] = (u64)mem + 512;
+	EXPECT("XLAT", NONE, "\xd5\x7f\xd7");
+
+	/* What has implicit operands, system instructions, other groups. */
+	random_state();
+	in.gpr[16] = in.gpr[25] = (u64)mem + 512;
+	in.gpr[5] = STACK_TOP + 16;
+	EXPECT("LEAVE", NONE, "\xd5\x77\xc9");
+	EXPECT("ENTER", NONE, "\xd5\x77\xc8\x10\x00\x00");
+	*(u64 *)(in.stack + STACK_SIZE / 2) = (u64)run_exit_pad;
+	EXPECT("RET", NONE, "\xd5\x77\xc3");
+	GUEST_ASSERT(other.via_pad);
+	EXPECT("RET imm16", NONE, "\xd5\x77\xc2\x08\x00");
+	GUEST_ASSERT(other.via_pad);
+	in.gpr[0] = in.gpr[1] = 0;
+	EXPECT("CPUID", NONE, "\xd5\xf7\xa2");
+	EXPECT("INVLPG [R16]", NONE, "\xd5\x90\x01\x38");
+	EXPECT("CLFLUSH [R25]", NONE, "\xd5\x91\xae\x79\x00");
+	EXPECT("SMSW R16", NONE, "\xd5\x98\x01\xe0");
+	EXPECT("SMSW [R25]", NONE, "\xd5\x91\x01\x21");
+	EXPECT("SGDT [R16]", NONE, "\xd5\x90\x01\x00");
+	EXPECT("SIDT [R25]", NONE, "\xd5\x91\x01\x09");
+	EXPECT("STR R16", NONE, "\xd5\x90\x00\xc8");
+	EXPECT("SLDT R31", NONE, "\xd5\x99\x00\xc7");
+	EXPECT("CLTS", NONE, "\xd5\xff\x06");
+	EXPECT("FNSTCW [R16]", NONE, "\xd5\x10\xd9\x38");
+	EXPECT("PUSH FS", NONE, "\xd5\x80\xa0");
+	EXPECT("XCHG EAX, EAX is NOP", NONE, "\xd5\x66\x90");
+	EXPECT("XCHG R16D, EAX", NONE, "\xd5\x10\x90");
+	EXPECT("CALL [R16]", GP_VECTOR, "\xd5\x10\xff\x10");
+
+	/* VEX has nothing to do with all this. */
+	if (xgetbv(0) & XFEATURE_MASK_YMM) {
+		in.gpr[15] = (u64)mem + 512;
+		EXPECT("VMOVDQU XMM15, [R15]", NONE, "\xc4\x41\x7a\x6f\x3f");
+		EXPECT("VMOVDQU [R15], XMM9", NONE, "\xc4\x41\x7a\x7f\x0f");
+		EXPECT("REX2, VMOVDQU", UD_VECTOR, "\xd5\x00\xc4\x41\x7a\x6f\x3f");
+	}
+}
+
+/* XOR EAX, EAX with a useless REX2; no state is saved, R16-R31 may be disabled. */
+#define REX2_INSN ".byte 0xd5, 0x00, 0x31, 0xc0"
+
+static void guest_gate(void)
+{
+	u64 xcr0 = xgetbv(0), cr4 = get_cr4(), rax = 1;
+
+	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN, "a"(rax)), 0);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), 0);
+
+	xsetbv(0, xcr0 & ~XFEATURE_MASK_APX);
+	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN, "a"(rax)), UD_VECTOR);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), UD_VECTOR);
+	xsetbv(0, xcr0);
+
+	set_cr4(cr4 & ~X86_CR4_OSXSAVE);
+	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN, "a"(rax)), UD_VECTOR);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), UD_VECTOR);
+	set_cr4(cr4);
+
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), 0);
+}
+
+static u64 install_handlers;
+
+static void guest_code(void)
+{
+	xsetbv(0, xgetbv(0) | XFEATURE_MASK_APX);
+
+	guest_gate();
+	GUEST_SYNC(1);	/* Let the host install the exception handlers. */
+	GUEST_ASSERT(install_handlers);
+
+	guest_special();
+	guest_jmpabs();
+	guest_ud();
+	guest_sweep();
+
+	GUEST_PRINTF("%lu instructions emulated, %lu of them fault, %lu with MMIO, %lu differ\n",
+		     nr_run, nr_faults, nr_mmio, nr_failed);
+	GUEST_ASSERT(nr_run > 1000 && nr_mmio > 500 && nr_faults > 500);
+	GUEST_ASSERT_EQ(nr_failed, 0);
+	GUEST_DONE();
+}
+
+static void handle_mmio(struct kvm_run *run, u8 *backing)
+{
+	u64 offset = run->mmio.phys_addr - MMIO_GPA;
+
+	TEST_ASSERT(offset + run->mmio.len <= MEM_SIZE, "Access to 0x%llx, %u bytes",
+		    run->mmio.phys_addr, run->mmio.len);
+	if (run->mmio.is_write)
+		memcpy(backing + offset, run->mmio.data, run->mmio.len);
+	else
+		memcpy(run->mmio.data, backing + offset, run->mmio.len);
+}
+
+static void test_64bit(void)
+{
+	static const int vectors[] = { DE_VECTOR, UD_VECTOR, NM_VECTOR, SS_VECTOR,
+				       GP_VECTOR, PF_VECTOR, AC_VECTOR };
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct ucall uc;
+	int i;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
+	virt_map(vm, MMIO_GVA, MMIO_GPA, 1);
+
+	for (;;) {
+		vcpu_run(vcpu);
+		if (vcpu->run->exit_reason == KVM_EXIT_MMIO) {
+			handle_mmio(vcpu->run, addr_gva2hva(vm, (gva_t)mmio));
+			continue;
+		}
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_SYNC:
+			for (i = 0; i < ARRAY_SIZE(vectors); i++)
+				vm_install_exception_handler(vm, vectors[i],
+							     guest_exception_handler);
+			install_handlers = 1;
+			sync_global_to_guest(vm, install_handlers);
+			break;
+		case UCALL_PRINTF:
+			pr_info("%s", uc.buffer);
+			break;
+		case UCALL_DONE:
+			kvm_vm_free(vm);
+			return;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+			break;
+		default:
+			TEST_FAIL("Unexpected exit %u, instruction 0x%016lx",
+				  vcpu->run->exit_reason,
+				  __builtin_bswap64(*(u64 *)addr_gva2hva(vm, INSN)));
+		}
+	}
+}
+
+/* 0xD5 is AAD in real mode, even if APX is enabled. */
+static void test_real_mode(void)
+{
+	static const u8 insns[] = { 0x0f, 0x0b, 'k', 'v', 'm', 0xd5, 0x0a, 0xf4 };
+	struct kvm_xcrs xcrs = {
+		.nr_xcrs = 1,
+		.xcrs[0].value = XFEATURE_MASK_FP | XFEATURE_MASK_APX,
+	};
+	struct kvm_sregs sregs;
+	struct kvm_vcpu *vcpu;
+	struct kvm_regs regs;
+	struct kvm_vm *vm;
+
+	vm = vm_create_barebones();
+	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, 0, 0, 4, 0);
+	memcpy(addr_gpa2hva(vm, 0x1000), insns, sizeof(insns));
+
+	vcpu = __vm_vcpu_add(vm, 0);
+	vcpu_init_cpuid(vcpu, kvm_get_supported_cpuid());
+
+	vcpu_sregs_get(vcpu, &sregs);
+	sregs.cs.base = sregs.cs.selector = 0;
+	sregs.cr4 |= X86_CR4_OSXSAVE;
+	vcpu_sregs_set(vcpu, &sregs);
+	vcpu_ioctl(vcpu, KVM_SET_XCRS, &xcrs);
+
+	vcpu_regs_get(vcpu, &regs);
+	regs.rip = 0x1000;
+	regs.rax = 0x0305;
+	regs.rflags = X86_EFLAGS_FIXED;
+	vcpu_regs_set(vcpu, &regs);
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_HLT);
+	vcpu_regs_get(vcpu, &regs);
+	TEST_ASSERT_EQ(regs.rax & 0xffff, 35);
+	TEST_ASSERT_EQ(regs.rip, 0x1000 + sizeof(insns));
+
+	kvm_vm_free(vm);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
+	TEST_REQUIRE(is_forced_emulation_enabled);
+
+	test_real_mode();
+	test_64bit();
+	pr_info("All of it is the same\n");
+	return 0;
+}

@@ -1,0 +1,870 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test that KVM and, for nested VMX, L1 learn which of R0-R31 an intercepted
+ * instruction uses, i.e. exit qualifications and instruction information.
+ *
+ * CR3 and INVPCID exit only with kvm_intel.ept=0, run the test both ways.  What
+ * doesn't need R16-R31 also runs on CPUs without APX.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kselftest_harness.h"
+#include "apx.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "vmx.h"
+
+#ifndef __x86_64__
+# error This test is 64-bit only
+#endif
+
+#ifndef X86_CR4_MCE
+#define X86_CR4_MCE		BIT(6)
+#endif
+
+#define EXTENDED_INSTRUCTION_INFO	0x2406
+#define VMXERR_UNSUPPORTED_VMCS_COMPONENT		12
+#define VMXERR_VMWRITE_READ_ONLY_VMCS_COMPONENT		13
+
+#define EFLAGS_CF		BIT(0)
+#define EFLAGS_ZF		BIT(6)
+#define EFLAGS_FAIL		(EFLAGS_CF | EFLAGS_ZF)
+
+#define NO_INDEX	4
+
+/* Code that the guest writes for itself: one instruction and a RET. */
+static u8 *code;
+
+static u8 *emit(u8 *p, u8 prefix, u8 opcode, int reg, int index, int base)
+{
+	if (prefix)
+		*p++ = prefix;
+	*p++ = 0xd5;
+	*p++ = 0x80 | ((reg & 16) << 2) | ((index & 16) << 1) | (base & 16) |
+	       ((reg & 8) >> 1) | ((index & 8) >> 2) | ((base & 8) >> 3);
+	*p++ = opcode;
+	return p;
+}
+
+/* Map 1, register form. */
+static void emit_reg(u8 prefix, u8 opcode, int reg, int rm)
+{
+	u8 *p = emit(code, prefix, opcode, reg, 0, rm);
+
+	*p++ = 0xc0 | ((reg & 7) << 3) | (rm & 7);
+	*p = 0xc3;
+}
+
+/* Map 1, memory form: disp(base, index, 1 << scale). */
+static void emit_mem(u8 prefix, u8 opcode, int reg, int base, int index,
+		     int scale, s8 disp)
+{
+	u8 *p = emit(code, prefix, opcode, reg, index, base);
+
+	*p++ = 0x44 | ((reg & 7) << 3);
+	*p++ = (scale << 6) | ((index & 7) << 3) | (base & 7);
+	*p++ = disp;
+	*p = 0xc3;
+}
+
+/*
+ * Execute the code with R16-R31 from @egprs, and back.  There may be anything
+ * in the other GPRs after an exit from L2 to L1, except for RSP.
+ */
+static u64 exec(struct egprs *egprs)
+{
+	u64 flags;
+
+	load_egprs(egprs);
+	asm volatile("lea -128(%%rsp), %%rsp\n\t"
+		     "push %%rbp\n\t"
+		     "call *%%rax\n\t"
+		     "pushfq\n\t"
+		     "pop %%rax\n\t"
+		     "pop %%rbp\n\t"
+		     "lea 128(%%rsp), %%rsp\n\t"
+		     : "=a"(flags)
+		     : "a"(code)
+		     : "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10",
+		       "r11", "r12", "r13", "r14", "r15", "cc", "memory");
+	store_egprs(egprs);
+	return flags;
+}
+
+/* Values that are neither canonical nor valid in any control register. */
+static void fill(struct egprs *egprs, u64 seed)
+{
+	int i;
+
+	fill_egprs(egprs, seed);
+	for (i = 0; i < NR_EGPRS; i++)
+		egprs->r[i] = (egprs->r[i] & ~GENMASK_ULL(63, 48)) |
+			      0x7a00000000000000ull | ((u64)i << 48);
+}
+
+#define R(egprs, nr)	((egprs)->r[(nr) - 16])
+
+static void check_same(const struct egprs *before, const struct egprs *after,
+		       const char *what, int nr)
+{
+	int i;
+
+	for (i = 16; i < 32; i++)
+		__GUEST_ASSERT(R(before, i) == R(after, i),
+			       "%s, R%d: wanted R%d = 0x%lx, got 0x%lx", what,
+			       nr, i, R(before, i), R(after, i));
+}
+
+static void exec_and_check_same(struct egprs *egprs, const char *what, int nr)
+{
+	struct egprs before = *egprs;
+
+	exec(egprs);
+	check_same(&before, egprs, what, nr);
+}
+
+/* Write @val via R16-R31[@nr]. */
+static void write_reg(const char *what, u8 opcode, int reg, int nr, u64 val)
+{
+	struct egprs egprs;
+
+	fill(&egprs, nr);
+	R(&egprs, nr) = val;
+	emit_reg(0, opcode, reg, nr);
+	exec_and_check_same(&egprs, what, nr);
+}
+
+/* Read to R16-R31[@nr], the only one that changes. */
+static u64 read_reg(const char *what, u8 opcode, int reg, int nr)
+{
+	struct egprs before, egprs;
+	u64 val;
+
+	fill(&egprs, nr + 1);
+	before = egprs;
+	emit_reg(0, opcode, reg, nr);
+	exec(&egprs);
+	val = R(&egprs, nr);
+	R(&egprs, nr) = R(&before, nr);
+	check_same(&before, &egprs, what, nr);
+	return val;
+}
+
+#define MOV_FROM_CR	0x20
+#define MOV_FROM_DR	0x21
+#define MOV_TO_CR	0x22
+#define MOV_TO_DR	0x23
+#define VMREAD		0x78
+#define VMWRITE		0x79
+#define GRP9		0xc7
+
+static void run_vcpu(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_DONE:
+		return;
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	default:
+		TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+	}
+}
+
+static struct kvm_vm *create_vm(struct kvm_vcpu **vcpu, void *guest_code)
+{
+	struct kvm_vm *vm = vm_create_with_one_vcpu(vcpu, guest_code);
+
+	code = (void *)vm_alloc_page(vm);
+	sync_global_to_guest(vm, code);
+	return vm;
+}
+
+#define REQUIRE_APX()							\
+	do {								\
+		if (!kvm_cpu_has(X86_FEATURE_APX))			\
+			SKIP(return, "no APX");				\
+	} while (0)
+
+static u64 exits(struct kvm_vcpu *vcpu)
+{
+	return vcpu_get_stat(vcpu, exits);
+}
+
+static void guest_cr(void)
+{
+	u64 val;
+	int nr;
+
+	for (nr = 16; nr < 32; nr++) {
+		/* ET is fixed to 1, but clear initially. */
+		val = (get_cr0() ^ X86_CR0_AM) | X86_CR0_ET;
+		write_reg("mov to cr0", MOV_TO_CR, 0, nr, val);
+		GUEST_ASSERT_EQ(get_cr0(), val);
+		GUEST_ASSERT_EQ(read_reg("mov from cr0", MOV_FROM_CR, 0, nr), val);
+
+		val = get_cr3() ^ BIT(3 + (nr & 1));
+		write_reg("mov to cr3", MOV_TO_CR, 3, nr, val);
+		GUEST_ASSERT_EQ(get_cr3(), val);
+		GUEST_ASSERT_EQ(read_reg("mov from cr3", MOV_FROM_CR, 3, nr), val);
+
+		val = get_cr4() ^ X86_CR4_MCE;
+		write_reg("mov to cr4", MOV_TO_CR, 4, nr, val);
+		GUEST_ASSERT_EQ(get_cr4(), val);
+		GUEST_ASSERT_EQ(read_reg("mov from cr4", MOV_FROM_CR, 4, nr), val);
+
+		val = nr & 15;
+		write_reg("mov to cr8", MOV_TO_CR, 8, nr, val);
+		GUEST_ASSERT_EQ(get_cr8(), val);
+		GUEST_ASSERT_EQ(read_reg("mov from cr8", MOV_FROM_CR, 8, nr), val);
+		write_reg("mov to cr8", MOV_TO_CR, 8, nr, 0);
+	}
+	GUEST_DONE();
+}
+
+TEST(control_registers)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	bool ept = get_kvm_intel_param_bool("ept");
+	u64 nr;
+
+	REQUIRE_APX();
+
+	vm = create_vm(&vcpu, guest_cr);
+	nr = exits(vcpu);
+	run_vcpu(vcpu);
+	nr = exits(vcpu) - nr;
+	/* CR0 and CR4 writes, and four CR3 accesses per round without EPT. */
+	TEST_ASSERT(nr >= 16 * (ept ? 2 : 6), "Only %lu exits, ept=%d", nr, ept);
+	kvm_vm_free(vm);
+}
+
+static void guest_dr(void)
+{
+	int nr, dr;
+	u64 val;
+
+	for (nr = 16; nr < 32; nr++) {
+		for (dr = 0; dr < 4; dr++) {
+			val = 0x7ff000000000ull + nr * 0x1000 + dr;
+			write_reg("mov to dr", MOV_TO_DR, dr, nr, val);
+			GUEST_ASSERT_EQ(read_reg("mov from dr", MOV_FROM_DR, dr,
+						 47 - nr), val);
+		}
+		write_reg("mov to dr7", MOV_TO_DR, 7, nr, 0x400 | ((nr & 1) << 9));
+		GUEST_ASSERT_EQ(read_reg("mov from dr7", MOV_FROM_DR, 7, nr),
+				0x400 | ((nr & 1) << 9));
+	}
+	GUEST_DONE();
+}
+
+/* The debugger's registers are in use, KVM has to emulate all accesses. */
+TEST(debug_registers)
+{
+	struct kvm_guest_debug debug = {
+		.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
+		.arch.debugreg[7] = 0x400,
+	};
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr;
+
+	REQUIRE_APX();
+
+	vm = create_vm(&vcpu, guest_dr);
+	vcpu_guest_debug_set(vcpu, &debug);
+	nr = exits(vcpu);
+	run_vcpu(vcpu);
+	nr = exits(vcpu) - nr;
+	TEST_ASSERT(nr >= 16 * 10, "Only %lu exits", nr);
+	kvm_vm_free(vm);
+}
+
+/* The same, without a debugger: the first access exits, the others don't. */
+TEST(debug_registers_not_intercepted)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+
+	REQUIRE_APX();
+
+	vm = create_vm(&vcpu, guest_dr);
+	run_vcpu(vcpu);
+	kvm_vm_free(vm);
+}
+
+/* REX2 can't encode INV{PCID,EPT,VPID}: map 2.  Do as for a guest without APX. */
+static u64 inv_r8_r15(u8 opcode, u64 type, const void *desc)
+{
+	u64 flags;
+
+	/* 0x18(%r10, %r13, 4), %r15 and, with other values in them, all others. */
+	asm volatile("mov %[type], %%r15\n\t"
+		     "mov %[desc], %%r10\n\t"
+		     "mov $-11, %%r13\n\t"
+		     "add $(11 * 4 - 0x18), %%r10\n\t"
+		     "mov $0x7a7a, %%r8\n\t"
+		     "mov $0x7a7b, %%r9\n\t"
+		     "mov $0x7a7c, %%r11\n\t"
+		     "mov $0x7a7d, %%r12\n\t"
+		     "mov $0x7a7e, %%r14\n\t"
+		     "cmp $0x80, %b[opcode]\n\t"
+		     "je 1f\n\t"
+		     "cmp $0x81, %b[opcode]\n\t"
+		     "je 2f\n\t"
+		     ".byte 0x66, 0x47, 0x0f, 0x38, 0x82, 0x7c, 0xaa, 0x18\n\t"
+		     "jmp 3f\n\t"
+		     "1: .byte 0x66, 0x47, 0x0f, 0x38, 0x80, 0x7c, 0xaa, 0x18\n\t"
+		     "jmp 3f\n\t"
+		     "2: .byte 0x66, 0x47, 0x0f, 0x38, 0x81, 0x7c, 0xaa, 0x18\n\t"
+		     "3: lea -128(%%rsp), %%rsp\n\t"
+		     "pushfq\n\t"
+		     "pop %%rax\n\t"
+		     "lea 128(%%rsp), %%rsp\n\t"
+		     : "=a"(flags)
+		     : [type]"D"(type), [desc]"S"(desc), [opcode]"c"(opcode)
+		     : "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+		       "cc", "memory");
+	return flags;
+}
+
+static void guest_invpcid(void)
+{
+	u64 desc[2] __aligned(16) = {};
+
+	inv_r8_r15(0x82, 2, desc);
+	inv_r8_r15(0x82, 3, desc);
+	GUEST_DONE();
+}
+
+TEST(invpcid)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr;
+
+	if (!kvm_cpu_has(X86_FEATURE_INVPCID))
+		SKIP(return, "no INVPCID");
+
+	vm = create_vm(&vcpu, guest_invpcid);
+	nr = exits(vcpu);
+	run_vcpu(vcpu);
+	nr = exits(vcpu) - nr;
+	TEST_ASSERT(get_kvm_intel_param_bool("ept") || nr >= 3,
+		    "Only %lu exits, ept=0", nr);
+	kvm_vm_free(vm);
+}
+
+/* R16-R31[@nr] as base, another one as index.  Return the address. */
+static void fill_address(struct egprs *egprs, int base, int index, int scale,
+			 s8 disp, void *addr)
+{
+	fill(egprs, base);
+	R(egprs, index) = 0x123 + index;
+	R(egprs, base) = (u64)addr - disp - (R(egprs, index) << scale);
+}
+
+static int next(int nr, int n)
+{
+	return 16 + ((nr + n) & 15);
+}
+
+static void exec_mem(const char *what, u8 prefix, u8 opcode, int reg, int nr,
+		     void *addr)
+{
+	int index = next(nr, 5), scale = nr & 3;
+	struct egprs egprs;
+	u64 flags;
+
+	fill_address(&egprs, nr, index, scale, -8 * (nr & 3), addr);
+	emit_mem(prefix, opcode, reg, nr, index, scale, -8 * (nr & 3));
+	flags = exec(&egprs);
+	__GUEST_ASSERT(!(flags & EFLAGS_FAIL), "%s with R%d failed", what, nr);
+}
+
+static void l1_instructions(struct vmx_pages *vmx)
+{
+	struct egprs before, egprs;
+	int nr, field, scale;
+	u64 mem, flags;
+
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	asm volatile("vmxoff");
+
+	for (nr = 16; nr < 32; nr++) {
+		if (nr != 16)
+			asm volatile("vmxoff");
+		mem = vmx->vmxon_gpa;
+		exec_mem("vmxon", 0xf3, GRP9, 6, nr, &mem);
+	}
+
+	GUEST_ASSERT(load_vmcs(vmx));
+
+	for (nr = 16; nr < 32; nr++) {
+		mem = vmx->vmcs_gpa;
+		exec_mem("vmclear", 0x66, GRP9, 6, nr, &mem);
+		GUEST_ASSERT(vmptrstz() == -1ull);
+
+		exec_mem("vmptrld", 0, GRP9, 6, nr, &mem);
+		GUEST_ASSERT_EQ(vmptrstz(), vmx->vmcs_gpa);
+
+		mem = 0;
+		exec_mem("vmptrst", 0, GRP9, 7, nr, &mem);
+		GUEST_ASSERT_EQ(mem, vmx->vmcs_gpa);
+	}
+
+	for (nr = 16; nr < 32; nr++) {
+		for (field = 16; field < 32; field++) {
+			if (nr == field)
+				continue;
+
+			/* Register forms, of a field that isn't shadowed. */
+			fill(&egprs, nr);
+			R(&egprs, field) = GUEST_SYSENTER_ESP;
+			R(&egprs, nr) = 0x7f0000000000 + nr * 256 + field;
+			emit_reg(0, VMWRITE, field, nr);
+			before = egprs;
+			flags = exec(&egprs);
+			GUEST_ASSERT(!(flags & EFLAGS_FAIL));
+			check_same(&before, &egprs, "vmwrite", nr);
+			GUEST_ASSERT_EQ(vmreadz(GUEST_SYSENTER_ESP), R(&before, nr));
+
+			fill(&egprs, nr);
+			R(&egprs, field) = GUEST_SYSENTER_ESP;
+			emit_reg(0, VMREAD, field, nr);
+			R(&before, field) = GUEST_SYSENTER_ESP;
+			flags = exec(&egprs);
+			GUEST_ASSERT(!(flags & EFLAGS_FAIL));
+			check_same(&before, &egprs, "vmread", nr);
+		}
+
+		/* Memory forms. */
+		field = next(nr, 3);
+		scale = nr & 3;
+		mem = 0x7f1000000000 + nr;
+		fill_address(&egprs, nr, next(nr, 9), scale, 0x40, &mem);
+		R(&egprs, field) = GUEST_SYSENTER_EIP;
+		emit_mem(0, VMWRITE, field, nr, next(nr, 9), scale, 0x40);
+		before = egprs;
+		flags = exec(&egprs);
+		GUEST_ASSERT(!(flags & EFLAGS_FAIL));
+		GUEST_ASSERT_EQ(vmreadz(GUEST_SYSENTER_EIP), mem);
+
+		mem = 0;
+		emit_mem(0, VMREAD, field, nr, next(nr, 9), scale, 0x40);
+		flags = exec(&egprs);
+		GUEST_ASSERT(!(flags & EFLAGS_FAIL));
+		GUEST_ASSERT_EQ(vmreadz(GUEST_SYSENTER_EIP), mem);
+		check_same(&before, &egprs, "vmread/vmwrite to/from memory", nr);
+	}
+	GUEST_DONE();
+}
+
+static struct kvm_vm *create_nested_vm(struct kvm_vcpu **vcpu, void *l1_code)
+{
+	struct kvm_vm *vm = create_vm(vcpu, l1_code);
+	gva_t vmx_gva;
+
+	vcpu_alloc_vmx(vm, &vmx_gva);
+	vcpu_args_set(*vcpu, 1, vmx_gva);
+	return vm;
+}
+
+TEST(l1_vmx_instructions)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+
+	REQUIRE_APX();
+
+	vm = create_nested_vm(&vcpu, l1_instructions);
+	run_vcpu(vcpu);
+	kvm_vm_free(vm);
+}
+
+static void l1_invept_invvpid(struct vmx_pages *vmx)
+{
+	u64 cap, desc[2] __aligned(16) = {};
+
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+
+	cap = rdmsr(MSR_IA32_VMX_EPT_VPID_CAP);
+	if (cap & BIT_ULL(26)) {
+		GUEST_ASSERT(!(inv_r8_r15(0x80, 2, desc) & EFLAGS_FAIL));
+		GUEST_ASSERT(inv_r8_r15(0x80, 7, desc) & EFLAGS_ZF);
+	}
+	if (cap & BIT_ULL(41)) {
+		desc[0] = 1;
+		GUEST_ASSERT(!(inv_r8_r15(0x81, 1, desc) & EFLAGS_FAIL));
+		desc[0] = BIT(16);
+		GUEST_ASSERT(inv_r8_r15(0x81, 1, desc) & EFLAGS_ZF);
+	}
+	GUEST_DONE();
+}
+
+TEST(l1_invept_and_invvpid)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = create_nested_vm(&vcpu, l1_invept_invvpid);
+	u64 cap = kvm_get_feature_msr(MSR_IA32_VMX_EPT_VPID_CAP);
+
+	if (get_kvm_intel_param_bool("ept"))
+		TEST_ASSERT(cap & BIT_ULL(26), "No INVEPT");
+
+	run_vcpu(vcpu);
+	kvm_vm_free(vm);
+}
+
+/* What L1 has to see when L2 exits, next. */
+static struct {
+	u64 reason;
+	u64 qual, qual_mask;
+	u64 info, info_mask;
+	u64 ext, ext_mask;
+} want;
+
+static int nr_l2_exits;
+
+static void l1_run_l2(bool apx)
+{
+	u64 reason, ext, info, qual;
+	bool launched = false;
+
+	for (;;) {
+		GUEST_ASSERT(!(launched ? vmresume() : vmlaunch()));
+		launched = true;
+
+		reason = vmreadz(VM_EXIT_REASON);
+		if (reason == EXIT_REASON_VMCALL)
+			return;
+
+		__GUEST_ASSERT(reason == want.reason, "Wanted exit %lu, got %lu",
+			       want.reason, reason);
+		nr_l2_exits++;
+
+		qual = vmreadz(EXIT_QUALIFICATION);
+		__GUEST_ASSERT((qual & want.qual_mask) == want.qual,
+			       "Exit %lu: wanted qualification 0x%lx, got 0x%lx",
+			       reason, want.qual, qual);
+
+		info = vmreadz(VMX_INSTRUCTION_INFO);
+		__GUEST_ASSERT((info & want.info_mask) == want.info,
+			       "Exit %lu: wanted information 0x%lx, got 0x%lx",
+			       reason, want.info, info);
+
+		if (apx) {
+			GUEST_ASSERT(!vmread(EXTENDED_INSTRUCTION_INFO, &ext));
+			__GUEST_ASSERT((ext & want.ext_mask) == want.ext,
+				       "Exit %lu: wanted extended information 0x%lx, got 0x%lx",
+				       reason, want.ext, ext);
+			GUEST_ASSERT_EQ(vmreadz(EXTENDED_INSTRUCTION_INFO + 1),
+					ext >> 32);
+		} else {
+			GUEST_ASSERT(vmread(EXTENDED_INSTRUCTION_INFO, &ext));
+			GUEST_ASSERT_EQ(vmreadz(VM_INSTRUCTION_ERROR),
+					VMXERR_UNSUPPORTED_VMCS_COMPONENT);
+			GUEST_ASSERT(vmread(EXTENDED_INSTRUCTION_INFO + 1, &ext));
+		}
+		memset(&want, 0, sizeof(want));
+		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) +
+				   vmreadz(VM_EXIT_INSTRUCTION_LEN));
+	}
+}
+
+static void want_reg(int reason, int reg1, int reg2)
+{
+	want.reason = reason;
+	want.ext_mask = BIT(4) | GENMASK_ULL(20, 16) | GENMASK_ULL(44, 40);
+	want.ext = BIT(4) | (reg1 << 16) | ((u64)reg2 << 40);
+	want.info_mask = BIT(10) | GENMASK_ULL(6, 3) | GENMASK_ULL(31, 28);
+	want.info = BIT(10) | ((reg1 & 15) << 3) | ((u64)(reg2 & 15) << 28);
+}
+
+static void want_mem(int reason, int base, int index, int scale, int disp)
+{
+	want.reason = reason;
+	want.qual_mask = -1ull;
+	want.qual = disp;
+	want.ext_mask = GENMASK_ULL(4, 0) | GENMASK_ULL(11, 7) |
+			GENMASK_ULL(28, 24) | GENMASK_ULL(36, 32);
+	want.ext = scale | (2 << 2) | (3 << 7) | ((u64)index << 24) |
+		   ((u64)base << 32);
+	want.info_mask = GENMASK_ULL(1, 0) | GENMASK_ULL(10, 7) |
+			 GENMASK_ULL(27, 15);
+	want.info = scale | (2 << 7) | (3 << 15) | ((index & 15) << 18) |
+		    ((u64)(base & 15) << 23);
+}
+
+static void want_cr(int cr, int type, int reg)
+{
+	want.reason = EXIT_REASON_CR_ACCESS;
+	want.qual_mask = 0x1f3f;
+	want.qual = cr | (type << 4) | (reg << 8);
+}
+
+#define L2_NR_EXITS	(16 * (2 + 1 + 1 + 2))
+
+static void l2_guest_code(void)
+{
+	struct egprs egprs;
+	u64 cr0;
+	int nr;
+
+	for (nr = 16; nr < 32; nr++) {
+		fill(&egprs, nr);
+		emit_reg(0, VMREAD, next(nr, 3), nr);
+		want_reg(EXIT_REASON_VMREAD, nr, next(nr, 3));
+		/* In all bitmaps, i.e. exits. */
+		R(&egprs, next(nr, 3)) = GUEST_SYSENTER_EIP;
+		exec_and_check_same(&egprs, "l2 vmread", nr);
+
+		fill(&egprs, nr);
+		emit_reg(0, VMWRITE, next(nr, 3), nr);
+		want_reg(EXIT_REASON_VMWRITE, nr, next(nr, 3));
+		R(&egprs, next(nr, 3)) = GUEST_SYSENTER_EIP;
+		exec_and_check_same(&egprs, "l2 vmwrite", nr);
+
+		/* In neither bitmap, i.e. doesn't exit. */
+		fill(&egprs, nr);
+		R(&egprs, next(nr, 3)) = GUEST_SYSENTER_ESP;
+		R(&egprs, nr) = 0x7f2000000000 + nr;
+		emit_reg(0, VMWRITE, next(nr, 3), nr);
+		GUEST_ASSERT(!(exec(&egprs) & EFLAGS_FAIL));
+		fill(&egprs, nr);
+		R(&egprs, next(nr, 3)) = GUEST_SYSENTER_ESP;
+		emit_reg(0, VMREAD, next(nr, 3), nr);
+		GUEST_ASSERT(!(exec(&egprs) & EFLAGS_FAIL));
+		GUEST_ASSERT_EQ(R(&egprs, nr), 0x7f2000000000 + nr);
+
+		fill(&egprs, nr);
+		emit_mem(0, GRP9, 6, nr, next(nr, 7), nr & 3, -nr);
+		want_mem(EXIT_REASON_VMPTRLD, nr, next(nr, 7), nr & 3, -nr);
+		exec_and_check_same(&egprs, "l2 vmptrld", nr);
+
+		/* L1 wants AM, and nothing else, of CR0. */
+		cr0 = get_cr0();
+		want_cr(0, 0, nr);
+		write_reg("l2 mov to cr0", MOV_TO_CR, 0, nr, cr0 ^ X86_CR0_AM);
+		GUEST_ASSERT_EQ(get_cr0(), cr0);
+		write_reg("l2 mov to cr0", MOV_TO_CR, 0, nr, cr0 ^ X86_CR0_MP);
+		GUEST_ASSERT_EQ(get_cr0(), cr0 ^ X86_CR0_MP);
+
+		/* L1 wants reads from CR8, and L0 needs writes. */
+		write_reg("l2 mov to cr8", MOV_TO_CR, 8, nr, nr & 15);
+		want_cr(8, 1, nr);
+		read_reg("l2 mov from cr8", MOV_FROM_CR, 8, nr);
+
+		/* L1 wants writes to CR3. */
+		want_cr(3, 0, nr);
+		write_reg("l2 mov to cr3", MOV_TO_CR, 3, nr, 0x5a5a5a);
+
+		GUEST_ASSERT_EQ(want.reason, 0);
+	}
+	vmcall();
+}
+
+#define L2_STACK_SIZE	512
+static u64 l2_stack[L2_STACK_SIZE] __aligned(16);
+
+static void l1_prepare_l2(struct vmx_pages *vmx, void *l2_code)
+{
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+	/* As if called, with respect to alignment. */
+	prepare_vmcs(vmx, l2_code, &l2_stack[L2_STACK_SIZE - 1]);
+}
+
+static void l1_l2_exits(struct vmx_pages *vmx)
+{
+	u64 val;
+
+	l1_prepare_l2(vmx, l2_guest_code);
+
+	/* Present, and read-only unless KVM lets L1 write to all fields. */
+	GUEST_ASSERT(!vmread(EXTENDED_INSTRUCTION_INFO, &val));
+	if (vmwrite(EXTENDED_INSTRUCTION_INFO, 0x1234))
+		GUEST_ASSERT_EQ(vmreadz(VM_INSTRUCTION_ERROR),
+				VMXERR_VMWRITE_READ_ONLY_VMCS_COMPONENT);
+	else
+		GUEST_ASSERT_EQ(vmreadz(EXTENDED_INSTRUCTION_INFO), 0x1234);
+
+	vmwrite(CR0_GUEST_HOST_MASK, X86_CR0_AM);
+	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
+		(vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_CR3_LOAD_EXITING |
+		 CPU_BASED_CR8_STORE_EXITING) & ~CPU_BASED_TPR_SHADOW);
+	vmwrite(SECONDARY_VM_EXEC_CONTROL,
+		vmreadz(SECONDARY_VM_EXEC_CONTROL) | SECONDARY_EXEC_SHADOW_VMCS);
+	vmwrite(VMCS_LINK_POINTER, vmx->shadow_vmcs_gpa);
+	memset(vmx->vmread, 0xff, PAGE_SIZE);
+	memset(vmx->vmwrite, 0xff, PAGE_SIZE);
+	((u8 *)vmx->vmread)[GUEST_SYSENTER_ESP / 8] &= ~BIT(GUEST_SYSENTER_ESP % 8);
+	((u8 *)vmx->vmwrite)[GUEST_SYSENTER_ESP / 8] &= ~BIT(GUEST_SYSENTER_ESP % 8);
+
+	l1_run_l2(true);
+	GUEST_ASSERT_EQ(nr_l2_exits, L2_NR_EXITS);
+	/* Of the last CR8 write that L1 doesn't intercept. */
+	GUEST_ASSERT_EQ(get_cr8(), 15);
+	GUEST_DONE();
+}
+
+TEST(l2_exits)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+
+	REQUIRE_APX();
+
+	vm = create_nested_vm(&vcpu, l1_l2_exits);
+	run_vcpu(vcpu);
+	kvm_vm_free(vm);
+}
+
+static void l2_no_intercepts(void)
+{
+	int nr;
+
+	for (nr = 16; nr < 32; nr++) {
+		write_reg("l2 mov to cr8", MOV_TO_CR, 8, nr, nr & 15);
+		GUEST_ASSERT_EQ(get_cr8(), nr & 15);
+		GUEST_ASSERT_EQ(read_reg("l2 mov from cr8", MOV_FROM_CR, 8, nr),
+				nr & 15);
+		GUEST_ASSERT_EQ(read_reg("l2 mov from cr3", MOV_FROM_CR, 3, nr),
+				get_cr3());
+	}
+	vmcall();
+}
+
+/* Without a TPR shadow in vmcs12, KVM intercepts CR8 and doesn't tell L1. */
+static void l1_no_intercepts(struct vmx_pages *vmx)
+{
+	l1_prepare_l2(vmx, l2_no_intercepts);
+	vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) &
+		~(CPU_BASED_TPR_SHADOW | CPU_BASED_CR8_LOAD_EXITING |
+		  CPU_BASED_CR8_STORE_EXITING | CPU_BASED_CR3_LOAD_EXITING |
+		  CPU_BASED_CR3_STORE_EXITING));
+	l1_run_l2(true);
+	GUEST_ASSERT_EQ(nr_l2_exits, 0);
+	GUEST_ASSERT_EQ(get_cr8(), 15);
+	GUEST_DONE();
+}
+
+TEST(l2_control_registers)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr;
+
+	REQUIRE_APX();
+
+	vm = create_nested_vm(&vcpu, l1_no_intercepts);
+	nr = exits(vcpu);
+	run_vcpu(vcpu);
+	nr = exits(vcpu) - nr;
+	TEST_ASSERT(nr >= 16 * 3, "Only %lu exits", nr);
+	kvm_vm_free(vm);
+}
+
+static void l2_one_vmread(void)
+{
+	struct egprs egprs;
+
+	fill(&egprs, 0);
+	emit_reg(0, VMREAD, 29, 18);
+	exec(&egprs);
+	vmcall();
+}
+
+static void l1_save_restore(struct vmx_pages *vmx)
+{
+	u64 ext;
+
+	l1_prepare_l2(vmx, l2_one_vmread);
+	GUEST_ASSERT(!vmlaunch());
+	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMREAD);
+	ext = vmreadz(EXTENDED_INSTRUCTION_INFO);
+	GUEST_ASSERT_EQ((ext >> 40) & 0x1f, 29);
+	GUEST_SYNC(1);
+	GUEST_ASSERT_EQ(vmreadz(EXTENDED_INSTRUCTION_INFO), ext);
+	GUEST_DONE();
+}
+
+TEST(save_and_restore)
+{
+	struct kvm_x86_state *state;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	struct ucall uc;
+
+	REQUIRE_APX();
+
+	vm = create_nested_vm(&vcpu, l1_save_restore);
+	vcpu_run(vcpu);
+	if (get_ucall(vcpu, &uc) == UCALL_ABORT)
+		REPORT_GUEST_ASSERT(uc);
+	TEST_ASSERT_EQ(uc.cmd, UCALL_SYNC);
+
+	state = vcpu_save_state(vcpu);
+	kvm_vm_release(vm);
+	vcpu = vm_recreate_with_one_vcpu(vm);
+	vcpu_load_state(vcpu, state);
+	kvm_x86_state_cleanup(state);
+
+	run_vcpu(vcpu);
+	kvm_vm_free(vm);
+}
+
+static void l2_no_apx(void)
+{
+	/* vmread %rdx, %rcx */
+	want_reg(EXIT_REASON_VMREAD, 1, 2);
+	asm volatile("push %%rbp; .byte 0x0f, 0x78, 0xd1; pop %%rbp"
+		     : : : "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9",
+			   "r10", "r11", "r12", "r13", "r14", "r15", "memory");
+	vmcall();
+}
+
+static void l1_no_apx(struct vmx_pages *vmx)
+{
+	u64 val;
+
+	l1_prepare_l2(vmx, l2_no_apx);
+
+	GUEST_ASSERT(vmwrite(EXTENDED_INSTRUCTION_INFO, 0));
+	GUEST_ASSERT_EQ(vmreadz(VM_INSTRUCTION_ERROR),
+			VMXERR_UNSUPPORTED_VMCS_COMPONENT);
+
+	/* As on a CPU without APX: nothing in vmcs12's former padding. */
+	l1_run_l2(false);
+	GUEST_ASSERT_EQ(nr_l2_exits, 1);
+	GUEST_ASSERT(!vmclear(vmx->vmcs_gpa));
+	val = *(u64 *)(vmx->vmcs + 336);
+	GUEST_ASSERT_EQ(val, 0);
+	GUEST_DONE();
+}
+
+TEST(l1_without_apx)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = create_nested_vm(&vcpu, l1_no_apx);
+
+	if (kvm_cpu_has(X86_FEATURE_APX))
+		vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
+	run_vcpu(vcpu);
+	kvm_vm_free(vm);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_VMX));
+
+	return test_harness_run(argc, argv);
+}
