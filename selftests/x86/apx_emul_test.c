@@ -626,8 +626,8 @@ static void guest_ud(void)
 	EXPECT("MOV from CR3 + R4", UD_VECTOR, "\xd5\xc0\x20\xd8");
 	EXPECT("MOV from DR7 + R4", UD_VECTOR, "\xd5\xd0\x21\xf8");
 	EXPECT("MOV from DR7 + R3", UD_VECTOR, "\xd5\x94\x21\xf8");
-	EXPECT("EVEX map 4 add", UD_VECTOR, "\x62\xf4\xfc\x08\x01\xc3");
-	EXPECT("EVEX map 4 NDD", UD_VECTOR, "\x62\xec\xec\x10\x01\xc1");
+	EXPECT("EVEX map 4, z", UD_VECTOR, "\x62\xf4\xfc\x88\x01\xc3");
+	EXPECT("EVEX map 4 NDD, z", UD_VECTOR, "\x62\xec\xec\x90\x01\xc1");
 	EXPECT("VEX map 4", UD_VECTOR, "\xc4\xe4\x78\x10\xc0");
 	EXPECT("REX2 with VEX", UD_VECTOR, "\xd5\x00\xc5\xf8\x28\xc1");
 	EXPECT("MOV from segment register 6", UD_VECTOR, "\xd5\x18\x8c\xf0");

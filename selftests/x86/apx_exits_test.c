@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Test that KVM and, for nested VMX, L1 learn which of R0-R31 an intercepted
- * instruction uses, i.e. exit qualifications and instruction information.
+ * instruction uses, i.e. exit qualifications and instruction information on
+ * Intel, and what KVM does instead of using decode assists on AMD.
  *
- * CR3 and INVPCID exit only with kvm_intel.ept=0, run the test both ways.  What
- * doesn't need R16-R31 also runs on CPUs without APX.
+ * CR3 and INVPCID exit only with kvm_intel.ept=0 or kvm_amd.npt=0, run the test
+ * both ways.  What doesn't need R16-R31 also runs on CPUs without APX.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,7 @@
 #define EFLAGS_ZF		BIT(6)
 #define EFLAGS_FAIL		(EFLAGS_CF | EFLAGS_ZF)
 
-#define NO_INDEX	4
+#define X86_FEATURE_MSR_IMM	KVM_X86_CPU_FEATURE(0x7, 1, ECX, 5)
 
 /* Code that the guest writes for itself: one instruction and a RET. */
 static u8 *code;
@@ -67,6 +68,42 @@ static void emit_mem(u8 prefix, u8 opcode, int reg, int base, int index,
 	*p++ = (scale << 6) | ((index & 7) << 3) | (base & 7);
 	*p++ = disp;
 	*p = 0xc3;
+}
+
+/*
+ * EVEX map 4, F3 prefix, memory form.  Unlike with REX2, the bits of registers
+ * are inverted, except for B4, and X4 is where other maps have U.
+ */
+static void emit_evex_mem(u8 opcode, int reg, int base, int index, int scale,
+			  s8 disp)
+{
+	u8 *p = code;
+
+	*p++ = 0x62;
+	*p++ = ((~reg & 8) << 4) | ((~index & 8) << 3) | ((~base & 8) << 2) |
+	       (~reg & 16) | ((base & 16) >> 1) | 4;
+	*p++ = 0x78 | ((~index & 16) >> 2) | 2;
+	*p++ = 0x08;
+	*p++ = opcode;
+	*p++ = 0x44 | ((reg & 7) << 3);
+	*p++ = (scale << 6) | ((index & 7) << 3) | (base & 7);
+	*p++ = disp;
+	*p = 0xc3;
+}
+
+/* RDMSR and WRMSRNS with an immediate: EVEX map 7, F2 or F3 prefix. */
+static void emit_msr_imm(bool write, int reg, u32 msr)
+{
+	u8 *p = code;
+
+	*p++ = 0x62;
+	*p++ = 0xd7 | ((~reg & 8) << 2) | ((reg & 16) >> 1);
+	*p++ = 0x7c | (write ? 2 : 3);
+	*p++ = 0x08;
+	*p++ = 0xf6;
+	*p++ = 0xc0 | (reg & 7);
+	memcpy(p, &msr, sizeof(msr));
+	p[sizeof(msr)] = 0xc3;
 }
 
 /*
@@ -160,24 +197,6 @@ static u64 read_reg(const char *what, u8 opcode, int reg, int nr)
 #define VMWRITE		0x79
 #define GRP9		0xc7
 
-static void run_vcpu(struct kvm_vcpu *vcpu)
-{
-	struct ucall uc;
-
-	vcpu_run(vcpu);
-	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
-
-	switch (get_ucall(vcpu, &uc)) {
-	case UCALL_DONE:
-		return;
-	case UCALL_ABORT:
-		REPORT_GUEST_ASSERT(uc);
-		break;
-	default:
-		TEST_FAIL("Unexpected ucall %lu", uc.cmd);
-	}
-}
-
 static struct kvm_vm *create_vm(struct kvm_vcpu **vcpu, void *guest_code)
 {
 	struct kvm_vm *vm = vm_create_with_one_vcpu(vcpu, guest_code);
@@ -191,6 +210,12 @@ static struct kvm_vm *create_vm(struct kvm_vcpu **vcpu, void *guest_code)
 	do {								\
 		if (!kvm_cpu_has(X86_FEATURE_APX))			\
 			SKIP(return, "no APX");				\
+	} while (0)
+
+#define REQUIRE_NESTED_VMX()						\
+	do {								\
+		if (!kvm_cpu_has(X86_FEATURE_VMX))			\
+			SKIP(return, "no nested VMX");			\
 	} while (0)
 
 static u64 exits(struct kvm_vcpu *vcpu)
@@ -233,17 +258,21 @@ TEST(control_registers)
 {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	bool ept = get_kvm_intel_param_bool("ept");
-	u64 nr;
+	u64 nr, nr_min;
 
 	REQUIRE_APX();
 
+	/*
+	 * CR4 writes on both, CR0 writes on Intel, and four CR3 accesses per
+	 * round without TDP.
+	 */
+	nr_min = 1 + host_cpu_is_intel + (kvm_is_tdp_enabled() ? 0 : 4);
+
 	vm = create_vm(&vcpu, guest_cr);
 	nr = exits(vcpu);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	nr = exits(vcpu) - nr;
-	/* CR0 and CR4 writes, and four CR3 accesses per round without EPT. */
-	TEST_ASSERT(nr >= 16 * (ept ? 2 : 6), "Only %lu exits, ept=%d", nr, ept);
+	TEST_ASSERT(nr >= 16 * nr_min, "Only %lu exits, wanted %lu", nr, 16 * nr_min);
 	kvm_vm_free(vm);
 }
 
@@ -282,7 +311,7 @@ TEST(debug_registers)
 	vm = create_vm(&vcpu, guest_dr);
 	vcpu_guest_debug_set(vcpu, &debug);
 	nr = exits(vcpu);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	nr = exits(vcpu) - nr;
 	TEST_ASSERT(nr >= 16 * 10, "Only %lu exits", nr);
 	kvm_vm_free(vm);
@@ -297,11 +326,11 @@ TEST(debug_registers_not_intercepted)
 	REQUIRE_APX();
 
 	vm = create_vm(&vcpu, guest_dr);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
-/* REX2 can't encode INV{PCID,EPT,VPID}: map 2.  Do as for a guest without APX. */
+/* INV{PCID,EPT,VPID} without APX. */
 static u64 inv_r8_r15(u8 opcode, u64 type, const void *desc)
 {
 	u64 flags;
@@ -336,6 +365,40 @@ static u64 inv_r8_r15(u8 opcode, u64 type, const void *desc)
 	return flags;
 }
 
+/* R16-R31[@nr] as base, another one as index. */
+static void fill_address(struct egprs *egprs, int base, int index, int scale,
+			 s8 disp, void *addr)
+{
+	fill(egprs, base);
+	R(egprs, index) = 0x123 + index;
+	R(egprs, base) = (u64)addr - disp - (R(egprs, index) << scale);
+}
+
+static int next(int nr, int n)
+{
+	return 16 + ((nr + n) & 15);
+}
+
+/* The same with R16-R31, which takes EVEX: REX2 can't encode map 2. */
+#define EVEX_INVEPT	0xf0
+#define EVEX_INVVPID	0xf1
+#define EVEX_INVPCID	0xf2
+
+static u64 inv_egprs(u8 opcode, int nr, u64 type, void *desc)
+{
+	int index = next(nr, 5), reg = next(nr, 9), scale = nr & 3;
+	struct egprs before, egprs;
+	u64 flags;
+
+	fill_address(&egprs, nr, index, scale, 0x18, desc);
+	R(&egprs, reg) = type;
+	before = egprs;
+	emit_evex_mem(opcode, reg, nr, index, scale, 0x18);
+	flags = exec(&egprs);
+	check_same(&before, &egprs, "inv{ept,vpid,pcid}", nr);
+	return flags;
+}
+
 static void guest_invpcid(void)
 {
 	u64 desc[2] __aligned(16) = {};
@@ -356,25 +419,90 @@ TEST(invpcid)
 
 	vm = create_vm(&vcpu, guest_invpcid);
 	nr = exits(vcpu);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	nr = exits(vcpu) - nr;
-	TEST_ASSERT(get_kvm_intel_param_bool("ept") || nr >= 3,
-		    "Only %lu exits, ept=0", nr);
+	TEST_ASSERT(kvm_is_tdp_enabled() || nr >= 3,
+		    "Only %lu exits without TDP", nr);
 	kvm_vm_free(vm);
 }
 
-/* R16-R31[@nr] as base, another one as index.  Return the address. */
-static void fill_address(struct egprs *egprs, int base, int index, int scale,
-			 s8 disp, void *addr)
+static void guest_invpcid_egprs(void)
 {
-	fill(egprs, base);
-	R(egprs, index) = 0x123 + index;
-	R(egprs, base) = (u64)addr - disp - (R(egprs, index) << scale);
+	u64 desc[2] __aligned(16) = {};
+	int nr;
+
+	for (nr = 16; nr < 32; nr++) {
+		inv_egprs(EVEX_INVPCID, nr, 2, desc);
+		inv_egprs(EVEX_INVPCID, nr, 3, desc);
+	}
+	GUEST_DONE();
 }
 
-static int next(int nr, int n)
+TEST(invpcid_egprs)
 {
-	return 16 + ((nr + n) & 15);
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr;
+
+	REQUIRE_APX();
+	if (!kvm_cpu_has(X86_FEATURE_INVPCID))
+		SKIP(return, "no INVPCID");
+
+	vm = create_vm(&vcpu, guest_invpcid_egprs);
+	nr = exits(vcpu);
+	run_vcpu_to_the_end(vcpu);
+	nr = exits(vcpu) - nr;
+	TEST_ASSERT(kvm_is_tdp_enabled() || nr >= 32,
+		    "Only %lu exits without TDP", nr);
+	kvm_vm_free(vm);
+}
+
+/* One that KVM handles in its fast path, and one that it doesn't. */
+static void guest_msr_imm(void)
+{
+	struct egprs before, egprs;
+	int nr;
+
+	for (nr = 16; nr < 32; nr++) {
+		fill(&egprs, nr);
+		R(&egprs, nr) = 0;
+		emit_msr_imm(true, nr, MSR_IA32_TSC_DEADLINE);
+		exec_and_check_same(&egprs, "wrmsrns tsc_deadline", nr);
+		GUEST_ASSERT_EQ(rdmsr(MSR_IA32_TSC_DEADLINE), 0);
+
+		fill(&egprs, nr);
+		R(&egprs, nr) = 0x123400 + nr;
+		emit_msr_imm(true, nr, MSR_IA32_TSC_ADJUST);
+		exec_and_check_same(&egprs, "wrmsrns tsc_adjust", nr);
+		GUEST_ASSERT_EQ(rdmsr(MSR_IA32_TSC_ADJUST), 0x123400 + nr);
+
+		fill(&egprs, nr + 3);
+		before = egprs;
+		emit_msr_imm(false, nr, MSR_IA32_TSC_ADJUST);
+		exec(&egprs);
+		GUEST_ASSERT_EQ(R(&egprs, nr), 0x123400 + nr);
+		R(&egprs, nr) = R(&before, nr);
+		check_same(&before, &egprs, "rdmsr tsc_adjust", nr);
+	}
+	GUEST_DONE();
+}
+
+TEST(msr_immediate)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr;
+
+	REQUIRE_APX();
+	if (!kvm_cpu_has(X86_FEATURE_MSR_IMM))
+		SKIP(return, "no RDMSR with an immediate");
+
+	vm = create_vm(&vcpu, guest_msr_imm);
+	nr = exits(vcpu);
+	run_vcpu_to_the_end(vcpu);
+	nr = exits(vcpu) - nr;
+	TEST_ASSERT(nr >= 16 * 2, "Only %lu exits", nr);
+	kvm_vm_free(vm);
 }
 
 static void exec_mem(const char *what, u8 prefix, u8 opcode, int reg, int nr,
@@ -483,16 +611,18 @@ TEST(l1_vmx_instructions)
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 
+	REQUIRE_NESTED_VMX();
 	REQUIRE_APX();
 
 	vm = create_nested_vm(&vcpu, l1_instructions);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
 static void l1_invept_invvpid(struct vmx_pages *vmx)
 {
 	u64 cap, desc[2] __aligned(16) = {};
+	int nr;
 
 	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
 	GUEST_ASSERT(load_vmcs(vmx));
@@ -508,19 +638,37 @@ static void l1_invept_invvpid(struct vmx_pages *vmx)
 		desc[0] = BIT(16);
 		GUEST_ASSERT(inv_r8_r15(0x81, 1, desc) & EFLAGS_ZF);
 	}
+
+	for (nr = 16; nr < 32 && this_cpu_has(X86_FEATURE_APX); nr++) {
+		if (cap & BIT_ULL(26)) {
+			desc[0] = 0;
+			GUEST_ASSERT(!(inv_egprs(EVEX_INVEPT, nr, 2, desc) & EFLAGS_FAIL));
+			GUEST_ASSERT(inv_egprs(EVEX_INVEPT, nr, 7, desc) & EFLAGS_ZF);
+		}
+		if (cap & BIT_ULL(41)) {
+			desc[0] = 1;
+			GUEST_ASSERT(!(inv_egprs(EVEX_INVVPID, nr, 1, desc) & EFLAGS_FAIL));
+			desc[0] = BIT(16);
+			GUEST_ASSERT(inv_egprs(EVEX_INVVPID, nr, 1, desc) & EFLAGS_ZF);
+		}
+	}
 	GUEST_DONE();
 }
 
 TEST(l1_invept_and_invvpid)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = create_nested_vm(&vcpu, l1_invept_invvpid);
-	u64 cap = kvm_get_feature_msr(MSR_IA32_VMX_EPT_VPID_CAP);
+	struct kvm_vm *vm;
+	u64 cap;
 
-	if (get_kvm_intel_param_bool("ept"))
+	REQUIRE_NESTED_VMX();
+
+	vm = create_nested_vm(&vcpu, l1_invept_invvpid);
+	cap = kvm_get_feature_msr(MSR_IA32_VMX_EPT_VPID_CAP);
+	if (kvm_is_tdp_enabled())
 		TEST_ASSERT(cap & BIT_ULL(26), "No INVEPT");
 
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
@@ -721,10 +869,11 @@ TEST(l2_exits)
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 
+	REQUIRE_NESTED_VMX();
 	REQUIRE_APX();
 
 	vm = create_nested_vm(&vcpu, l1_l2_exits);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
@@ -763,11 +912,12 @@ TEST(l2_control_registers)
 	struct kvm_vm *vm;
 	u64 nr;
 
+	REQUIRE_NESTED_VMX();
 	REQUIRE_APX();
 
 	vm = create_nested_vm(&vcpu, l1_no_intercepts);
 	nr = exits(vcpu);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	nr = exits(vcpu) - nr;
 	TEST_ASSERT(nr >= 16 * 3, "Only %lu exits", nr);
 	kvm_vm_free(vm);
@@ -799,26 +949,18 @@ static void l1_save_restore(struct vmx_pages *vmx)
 
 TEST(save_and_restore)
 {
-	struct kvm_x86_state *state;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	struct ucall uc;
 
+	REQUIRE_NESTED_VMX();
 	REQUIRE_APX();
 
 	vm = create_nested_vm(&vcpu, l1_save_restore);
-	vcpu_run(vcpu);
-	if (get_ucall(vcpu, &uc) == UCALL_ABORT)
-		REPORT_GUEST_ASSERT(uc);
-	TEST_ASSERT_EQ(uc.cmd, UCALL_SYNC);
+	run_vcpu(vcpu, 1);
 
-	state = vcpu_save_state(vcpu);
-	kvm_vm_release(vm);
-	vcpu = vm_recreate_with_one_vcpu(vm);
-	vcpu_load_state(vcpu, state);
-	kvm_x86_state_cleanup(state);
+	vcpu = migrate_vcpu(vcpu);
 
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
@@ -854,17 +996,18 @@ static void l1_no_apx(struct vmx_pages *vmx)
 TEST(l1_without_apx)
 {
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm = create_nested_vm(&vcpu, l1_no_apx);
+	struct kvm_vm *vm;
 
+	REQUIRE_NESTED_VMX();
+
+	vm = create_nested_vm(&vcpu, l1_no_apx);
 	if (kvm_cpu_has(X86_FEATURE_APX))
 		vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
-	run_vcpu(vcpu);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
 int main(int argc, char *argv[])
 {
-	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_VMX));
-
 	return test_harness_run(argc, argv);
 }

@@ -23,42 +23,11 @@
 #define MMIO_GPA	0xd0000000ull
 #define MMIO_GVA	0xd0000000ull
 
-static bool is_zero(const struct egprs *egprs)
-{
-	int i;
+/* A page in low memory that the library doesn't use. */
+#define SIPI_GPA	0x1000
 
-	for (i = 0; i < NR_EGPRS; i++) {
-		if (egprs->r[i])
-			return false;
-	}
-	return true;
-}
-
-/*
- * What the guest expects is generated from a seed rather than passed by the
- * host, i.e. doesn't depend on KVM getting anything right.
- */
-static void guest_load(u64 seed)
-{
-	struct egprs egprs;
-
-	fill_egprs(&egprs, seed);
-	load_egprs(&egprs);
-}
-
-static void guest_check(u64 seed)
-{
-	struct egprs expected, actual;
-	int i;
-
-	store_egprs(&actual);
-	fill_egprs(&expected, seed);
-
-	for (i = 0; i < NR_EGPRS; i++)
-		__GUEST_ASSERT(actual.r[i] == expected.r[i],
-			       "Wanted R%d = 0x%lx, got 0x%lx (seed %lu)",
-			       i + 16, expected.r[i], actual.r[i], seed);
-}
+/* Any port that nobody listens to. */
+#define PIO_PORT	0x2000
 
 static void guest_check_zero(void)
 {
@@ -72,67 +41,6 @@ static void guest_check_zero(void)
 			       i + 16, actual.r[i]);
 }
 
-static void guest_enable_apx(void)
-{
-	xsetbv(0, xgetbv(0) | XFEATURE_MASK_APX);
-}
-
-static void guest_disable_apx(void)
-{
-	xsetbv(0, xgetbv(0) & ~XFEATURE_MASK_APX);
-}
-
-/*
- * Run the vCPU once, with values in userspace's R16-R31 that the guest must not
- * see, and that must not change.
- */
-static void run_vcpu_once(struct kvm_vcpu *vcpu)
-{
-	struct egprs before, after;
-
-	fill_egprs(&before, 0x5ec2e7);
-	load_egprs(&before);
-	vcpu_run(vcpu);
-	store_egprs(&after);
-
-	TEST_ASSERT(!memcmp(&before, &after, sizeof(before)),
-		    "KVM_RUN changed userspace's R16-R31");
-}
-
-/* Run the vCPU until it syncs stage @stage, or is done if @stage is negative. */
-static void run_vcpu(struct kvm_vcpu *vcpu, int stage)
-{
-	struct ucall uc;
-
-	for (;;) {
-		run_vcpu_once(vcpu);
-
-		if (vcpu->run->exit_reason == KVM_EXIT_MMIO)
-			continue;
-
-		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
-
-		switch (get_ucall(vcpu, &uc)) {
-		case UCALL_SYNC:
-			TEST_ASSERT_EQ(uc.args[1], stage);
-			return;
-		case UCALL_DONE:
-			TEST_ASSERT(stage < 0, "Guest is done, wanted stage %d", stage);
-			return;
-		case UCALL_ABORT:
-			REPORT_GUEST_ASSERT(uc);
-			break;
-		default:
-			TEST_FAIL("Unexpected ucall %lu", uc.cmd);
-		}
-	}
-}
-
-static void run_vcpu_to_the_end(struct kvm_vcpu *vcpu)
-{
-	run_vcpu(vcpu, -1);
-}
-
 static int set_xcr0(struct kvm_vcpu *vcpu, u64 xcr0)
 {
 	struct kvm_xcrs xcrs = {
@@ -142,47 +50,6 @@ static int set_xcr0(struct kvm_vcpu *vcpu, u64 xcr0)
 	};
 
 	return __vcpu_ioctl(vcpu, KVM_SET_XCRS, &xcrs);
-}
-
-static struct kvm_xsave *get_xsave(struct kvm_vcpu *vcpu)
-{
-	struct kvm_xsave *xsave = calloc(1, kvm_check_cap(KVM_CAP_XSAVE2));
-
-	TEST_ASSERT(xsave, "-ENOMEM when allocating kvm_xsave");
-	vcpu_xsave2_get(vcpu, xsave);
-	return xsave;
-}
-
-static void set_xsave_egprs(struct kvm_vcpu *vcpu, const struct egprs *egprs)
-{
-	struct kvm_xsave *xsave = get_xsave(vcpu);
-
-	memcpy(xsave_egprs(xsave), egprs, sizeof(*egprs));
-	xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
-	vcpu_xsave_set(vcpu, xsave);
-	free(xsave);
-}
-
-static void check_xsave(struct kvm_vcpu *vcpu, const struct egprs *expected)
-{
-	struct kvm_xsave *xsave = get_xsave(vcpu);
-	struct kvm_xsave legacy;
-	bool is_set = xsave_header(xsave)->xstate_bv & XFEATURE_MASK_APX;
-	int i;
-
-	TEST_ASSERT(is_set == !is_zero(expected),
-		    "XSTATE_BV[APX] should be %s", is_set ? "clear" : "set");
-
-	for (i = 0; i < NR_EGPRS; i++)
-		TEST_ASSERT(xsave_egprs(xsave)[i] == expected->r[i],
-			    "Wanted R%d = 0x%lx, KVM_GET_XSAVE2 says 0x%lx",
-			    i + 16, expected->r[i], xsave_egprs(xsave)[i]);
-
-	vcpu_xsave_get(vcpu, &legacy);
-	TEST_ASSERT(!memcmp(xsave, &legacy, sizeof(legacy)),
-		    "KVM_GET_XSAVE and KVM_GET_XSAVE2 disagree");
-
-	free(xsave);
 }
 
 KVM_ONE_VCPU_TEST_SUITE(apx);
@@ -201,43 +68,72 @@ KVM_ONE_VCPU_TEST(apx, zero_on_first_enable, guest_first_enable)
 	run_vcpu_to_the_end(vcpu);
 }
 
+static void rep_movsb(u8 *dst, const u8 *src, u64 len)
+{
+	asm volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(len) : : "memory");
+}
+
+static void rep_outsb(u16 port, const u8 *src, u64 len)
+{
+	asm volatile("rep outsb" : "+S"(src), "+c"(len) : "d"(port) : "memory");
+}
+
 /*
  * Cause exits that KVM handles in its fast path, in the kernel, by emulating
  * the instruction, and in userspace.
  */
 static void guest_exits(void)
 {
-	volatile u64 *mmio = (void *)MMIO_GVA;
+	u64 *mmio = (void *)MMIO_GVA;
 	u32 eax, ebx, ecx, edx;
 	u64 seed, xcr0;
+	u8 buf[32];
+
+	x2apic_enable();
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
-		guest_load(seed);
+		guest_load_egprs(seed);
 
 		__cpuid(0, 0, &eax, &ebx, &ecx, &edx);
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		rdmsr(MSR_IA32_UCODE_REV);
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		wrmsr(MSR_IA32_TSC_DEADLINE, 0);
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		xcr0 = xgetbv(0);
 		xsetbv(0, xcr0);
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		kvm_hypercall(KVM_HC_VAPIC_POLL_IRQ, 0, 0, 0, 0);
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		READ_ONCE(*mmio);
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		WRITE_ONCE(*mmio, seed);
-		guest_check(seed);
+		guest_check_egprs(seed);
+
+		rep_movsb((u8 *)mmio, buf, sizeof(buf));
+		guest_check_egprs(seed);
+
+		rep_movsb(buf, (u8 *)mmio, sizeof(buf));
+		guest_check_egprs(seed);
+
+		rep_outsb(PIO_PORT, buf, sizeof(buf));
+		guest_check_egprs(seed);
+
+		x2apic_write_reg(APIC_TASKPRI, x2apic_read_reg(APIC_TASKPRI));
+		guest_check_egprs(seed);
+
+		/* A fast path, on both. */
+		x2apic_write_reg(APIC_ICR, (2ull << 32) | APIC_INT_ASSERT);
+		guest_check_egprs(seed);
 
 		GUEST_SYNC(seed);
-		guest_check(seed);
+		guest_check_egprs(seed);
 	}
 
 	GUEST_DONE();
@@ -262,9 +158,9 @@ static void guest_ept_violations(void)
 	u64 seed;
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
-		guest_load(seed);
+		guest_load_egprs(seed);
 		WRITE_ONCE(guest_pages[seed * PAGE_SIZE / sizeof(u64)], seed);
-		guest_check(seed);
+		guest_check_egprs(seed);
 	}
 
 	GUEST_DONE();
@@ -286,7 +182,7 @@ static void guest_get_xsave(void)
 	u64 seed;
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
-		guest_load(seed);
+		guest_load_egprs(seed);
 		GUEST_SYNC(seed);
 	}
 
@@ -325,9 +221,9 @@ static void guest_set_xsave(void)
 	u64 seed;
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
-		guest_load(seed + 1000);
+		guest_load_egprs(seed + 1000);
 		GUEST_SYNC(seed);
-		guest_check(seed);
+		guest_check_egprs(seed);
 	}
 
 	GUEST_SYNC(seed);
@@ -362,9 +258,9 @@ KVM_ONE_VCPU_TEST(apx, set_xsave, guest_set_xsave)
 
 static void guest_one_seed(void)
 {
-	guest_load(1);
+	guest_load_egprs(1);
 	GUEST_SYNC(1);
-	guest_check(1);
+	guest_check_egprs(1);
 	GUEST_DONE();
 }
 
@@ -378,7 +274,7 @@ KVM_ONE_VCPU_TEST(apx, failed_set_xsave_changes_nothing, guest_one_seed)
 
 	before = get_xsave(vcpu);
 
-	for (i = 0; i < 5; i++) {
+	for (i = 0; i < 9; i++) {
 		bad = get_xsave(vcpu);
 		memset(xsave_egprs(bad), 0xee, sizeof(struct egprs));
 
@@ -402,6 +298,19 @@ KVM_ONE_VCPU_TEST(apx, failed_set_xsave_changes_nothing, guest_one_seed)
 			xsave_header(bad)->xstate_bv |= XFEATURE_MASK_SSE;
 			bad->region[24 / 4] |= BIT(31);
 			break;
+		case 5:
+			/* MPX, which occupies the same bytes. */
+			xsave_header(bad)->xstate_bv |= XFEATURE_MASK_BNDREGS;
+			break;
+		case 6:
+			xsave_header(bad)->xstate_bv |= BIT_ULL(63);
+			break;
+		case 7:
+			xsave_header(bad)->xcomp_bv = XFEATURE_MASK_APX;
+			break;
+		case 8:
+			xsave_header(bad)->reserved[5] = 1;
+			break;
 		}
 
 		r = __vcpu_ioctl(vcpu, KVM_SET_XSAVE, bad);
@@ -419,26 +328,336 @@ KVM_ONE_VCPU_TEST(apx, failed_set_xsave_changes_nothing, guest_one_seed)
 	run_vcpu_to_the_end(vcpu);
 }
 
+/*
+ * R16-R31 aren't part of struct kvm_regs, be it by ioctl or in kvm_run, and
+ * nothing in struct kvm_regs is where R16-R31 are, in particular not RIP, which
+ * once was KVM's register number 16.
+ */
+static void guest_regs(void)
+{
+	u64 seed;
+
+	for (seed = 0; seed < NR_ROUNDS; seed++) {
+		guest_load_egprs(seed);
+		GUEST_SYNC(seed);
+		guest_check_egprs(seed);
+	}
+	GUEST_DONE();
+}
+
+KVM_ONE_VCPU_TEST(apx, regs_and_sync_regs, guest_regs)
+{
+	struct kvm_sync_regs *sync = &vcpu->run->s.regs;
+	struct kvm_regs regs;
+	u64 seed;
+
+	TEST_ASSERT_EQ(sizeof(regs), 18 * sizeof(u64));
+
+	for (seed = 0; seed < NR_ROUNDS; seed++) {
+		vcpu->run->kvm_valid_regs = KVM_SYNC_X86_VALID_FIELDS;
+		run_vcpu(vcpu, seed);
+		vcpu->run->kvm_valid_regs = 0;
+
+		vcpu_regs_get(vcpu, &regs);
+		TEST_ASSERT(regs.rflags & BIT(1), "RFLAGS = 0x%llx", regs.rflags);
+		TEST_ASSERT(regs.rip >= sync->regs.rip && regs.rip < sync->regs.rip + 16,
+			    "RIP was 0x%llx, is 0x%llx", sync->regs.rip, regs.rip);
+
+		if (seed & 1) {
+			vcpu_regs_set(vcpu, &regs);
+		} else {
+			sync->regs = regs;
+			vcpu_sregs_get(vcpu, &sync->sregs);
+			vcpu_events_get(vcpu, &sync->events);
+			vcpu->run->kvm_dirty_regs = KVM_SYNC_X86_VALID_FIELDS;
+		}
+		check_xsave_seed(vcpu, seed);
+	}
+
+	run_vcpu_to_the_end(vcpu);
+}
+
+/*
+ * Entries that fail: a code segment can't be 64-bit and 32-bit at the same time,
+ * neither for VMX nor for SVM.
+ */
+static void guest_failed_entry(void)
+{
+	u64 seed;
+
+	for (seed = 0; seed < NR_ROUNDS; seed++) {
+		guest_load_egprs(seed);
+		GUEST_SYNC(seed);
+		guest_check_egprs(seed & 1 ? seed : seed + 1000);
+	}
+	GUEST_DONE();
+}
+
+KVM_ONE_VCPU_TEST(apx, values_survive_failed_entry, guest_failed_entry)
+{
+	struct kvm_sregs good, bad;
+	struct kvm_regs regs;
+	struct egprs egprs;
+	u64 seed;
+	int i;
+
+	for (seed = 0; seed < NR_ROUNDS; seed++) {
+		run_vcpu(vcpu, seed);
+
+		vcpu_regs_get(vcpu, &regs);
+		vcpu_sregs_get(vcpu, &good);
+		bad = good;
+		bad.cs.db = 1;
+
+		for (i = 0; i < 2; i++) {
+			vcpu_sregs_set(vcpu, &bad);
+			run_vcpu_once(vcpu);
+			TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_FAIL_ENTRY);
+
+			/* Rely on nothing but R16-R31 to be as before. */
+			vcpu_sregs_set(vcpu, &good);
+			vcpu_regs_set(vcpu, &regs);
+			check_xsave_seed(vcpu, i ? seed + 1000 : seed);
+
+			/* The second time with values that only userspace knows. */
+			if (seed & 1)
+				break;
+			fill_egprs(&egprs, seed + 1000);
+			set_xsave_egprs(vcpu, &egprs);
+		}
+	}
+
+	run_vcpu_to_the_end(vcpu);
+}
+
+/* What the guest itself saves and restores, one component in any format. */
+static u8 guest_xsave_area[1024] __aligned(64);
+
+enum xsave_insn {
+	XSAVE,
+	XSAVEOPT,
+	XSAVEC,
+	XSAVES,
+	NR_XSAVE_INSNS,
+};
+
+#define XSAVE_INSN(insn)						\
+({									\
+	asm volatile(insn " (%0)"					\
+		     : : "r"(guest_xsave_area),				\
+		       "a"((u32)XFEATURE_MASK_APX), "d"(0) : "memory");	\
+})
+
+/* Component 19 only, i.e. it is the first one in the compacted format. */
+static struct egprs *guest_xsave(enum xsave_insn insn)
+{
+	struct xstate *xstate = (void *)guest_xsave_area;
+
+	switch (insn) {
+	case XSAVE:
+		XSAVE_INSN("xsave64");
+		break;
+	case XSAVEOPT:
+		XSAVE_INSN("xsaveopt64");
+		break;
+	case XSAVEC:
+		XSAVE_INSN("xsavec64");
+		break;
+	default:
+		XSAVE_INSN("xsaves64");
+		break;
+	}
+
+	GUEST_ASSERT_EQ(xstate->header.xcomp_bv,
+			insn < XSAVEC ? 0 : BIT_ULL(63) | XFEATURE_MASK_APX);
+	return (void *)guest_xsave_area +
+	       (insn < XSAVEC ? this_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET) :
+				sizeof(*xstate));
+}
+
+static bool this_cpu_has_xsave_insn(enum xsave_insn insn)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid(0xd, 1, &eax, &ebx, &ecx, &edx);
+
+	/* XSAVEOPT, XSAVEC, and XSAVES, which XGETBV(1) precedes. */
+	return insn == XSAVE || (eax & BIT(insn == XSAVES ? 3 : insn - 1));
+}
+
+static void guest_check_xsave(enum xsave_insn insn, u64 seed)
+{
+	struct xstate *xstate = (void *)guest_xsave_area;
+	struct egprs expected, *egprs;
+	u64 inuse;
+	int i;
+
+	egprs = guest_xsave(insn);
+	fill_egprs(&expected, seed);
+
+	__GUEST_ASSERT(xstate->header.xstate_bv & XFEATURE_MASK_APX,
+		       "XSTATE_BV = 0x%lx, insn %d, seed %lu",
+		       (u64)xstate->header.xstate_bv, insn, seed);
+	for (i = 0; i < NR_EGPRS; i++)
+		__GUEST_ASSERT(egprs->r[i] == expected.r[i],
+			       "Wanted R%d = 0x%lx, got 0x%lx, insn %d, seed %lu",
+			       i + 16, expected.r[i], egprs->r[i], insn, seed);
+
+	if (!xgetbv_safe(1, &inuse))
+		GUEST_ASSERT(inuse & XFEATURE_MASK_APX);
+}
+
+static void guest_xrstor(enum xsave_insn insn)
+{
+	if (insn == XSAVES)
+		XSAVE_INSN("xrstors64");
+	else
+		XSAVE_INSN("xrstor64");
+}
+
+static void guest_xsave_and_xrstor(void)
+{
+	struct xstate *xstate = (void *)guest_xsave_area;
+	enum xsave_insn insn;
+	u64 seed = 0;
+
+	for (insn = XSAVE; insn < NR_XSAVE_INSNS; insn++) {
+		if (!this_cpu_has_xsave_insn(insn))
+			continue;
+
+		memset(guest_xsave_area, 0, sizeof(guest_xsave_area));
+
+		/* The guest's own values, which have been out of the CPU. */
+		guest_load_egprs(seed);
+		GUEST_SYNC(1);
+		guest_check_xsave(insn, seed);
+
+		/* Back from memory, out of the CPU, and back. */
+		load_egprs(&(struct egprs){});
+		guest_xrstor(insn);
+		GUEST_SYNC(1);
+		guest_check_egprs(seed);
+
+		/*
+		 * Values that userspace changes, for an image of which the CPU
+		 * believes to know what's in it.
+		 */
+		guest_xrstor(insn);
+		GUEST_SYNC(2);
+		guest_check_xsave(insn, 1000);
+
+		/* The initial state, of which the CPU has no values. */
+		xstate->header.xstate_bv = 0;
+		guest_xrstor(insn);
+		GUEST_SYNC(3);
+		guest_check_zero();
+		guest_load_egprs(++seed);
+		guest_xrstor(insn);
+		guest_check_zero();
+	}
+	GUEST_DONE();
+}
+
+KVM_ONE_VCPU_TEST(apx, guest_xsave, guest_xsave_and_xrstor)
+{
+	enum xsave_insn insn;
+	struct egprs egprs;
+	u64 seed = 0;
+
+	fill_egprs(&egprs, 1000);
+
+	for (insn = XSAVE; insn < NR_XSAVE_INSNS; insn++) {
+		/* Bits of the same leaf that the guest looks at. */
+		if (insn != XSAVE &&
+		    !(get_cpuid_entry(vcpu->cpuid, 0xd, 1)->eax &
+		      BIT(insn == XSAVES ? 3 : insn - 1)))
+			continue;
+
+		run_vcpu(vcpu, 1);
+		check_xsave_seed(vcpu, seed);
+		run_vcpu(vcpu, 1);
+		check_xsave_seed(vcpu, seed++);
+		run_vcpu(vcpu, 2);
+		set_xsave_egprs(vcpu, &egprs);
+		run_vcpu(vcpu, 3);
+		check_xsave(vcpu, &(struct egprs){});
+	}
+
+	run_vcpu_to_the_end(vcpu);
+}
+
+static void guest_xsetbv(void)
+{
+	u64 xcr0 = xgetbv(0);
+	u64 val = 0;
+
+	guest_load_egprs(1);
+
+	/* APX needs x87, which can't be disabled, and nothing else. */
+	GUEST_ASSERT_EQ(xsetbv_safe(0, XFEATURE_MASK_APX), GP_VECTOR);
+	GUEST_ASSERT_EQ(xsetbv_safe(0, XFEATURE_MASK_APX | XFEATURE_MASK_SSE), GP_VECTOR);
+	GUEST_ASSERT_EQ(xgetbv(0), xcr0);
+	guest_check_egprs(1);
+
+	xsetbv(0, XFEATURE_MASK_FP | XFEATURE_MASK_APX);
+	GUEST_SYNC(1);
+	GUEST_ASSERT_EQ(xgetbv(0), XFEATURE_MASK_FP | XFEATURE_MASK_APX);
+	GUEST_ASSERT_EQ(store_r31_safe(&val), 0);
+	guest_check_egprs(1);
+
+	/* MPX, together or one by one. */
+	xcr0 = XFEATURE_MASK_FP | XFEATURE_MASK_SSE | XFEATURE_MASK_APX;
+	GUEST_ASSERT_EQ(xsetbv_safe(0, xcr0 | XFEATURE_MASK_BNDREGS |
+				       XFEATURE_MASK_BNDCSR), GP_VECTOR);
+	GUEST_ASSERT_EQ(xsetbv_safe(0, xcr0 | XFEATURE_MASK_BNDREGS), GP_VECTOR);
+	GUEST_ASSERT_EQ(xsetbv_safe(0, xcr0 | XFEATURE_MASK_BNDCSR), GP_VECTOR);
+
+	/* Everything but APX is not enough. */
+	xsetbv(0, this_cpu_supported_xcr0() & ~XFEATURE_MASK_APX);
+	GUEST_SYNC(2);
+	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
+
+	xsetbv(0, this_cpu_supported_xcr0());
+	guest_check_egprs(1);
+	GUEST_DONE();
+}
+
+KVM_ONE_VCPU_TEST(apx, xsetbv, guest_xsetbv)
+{
+	u64 xcr0 = XFEATURE_MASK_FP | XFEATURE_MASK_SSE | XFEATURE_MASK_APX;
+	int r;
+
+	run_vcpu(vcpu, 1);
+
+	r = set_xcr0(vcpu, XFEATURE_MASK_APX);
+	TEST_ASSERT(r && errno == EINVAL, "APX without x87: got %d (errno %d)", r, errno);
+	r = set_xcr0(vcpu, xcr0 | XFEATURE_MASK_BNDREGS | XFEATURE_MASK_BNDCSR);
+	TEST_ASSERT(r && errno == EINVAL, "APX and MPX: got %d (errno %d)", r, errno);
+
+	run_vcpu(vcpu, 2);
+	run_vcpu_to_the_end(vcpu);
+}
+
 static void guest_toggle_xcr0(void)
 {
 	u64 seed;
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
 		guest_enable_apx();
-		guest_load(seed);
+		guest_load_egprs(seed);
 		GUEST_SYNC(3 * seed);
 
 		/* Off, with an exit: the values are out of reach, but not lost. */
 		guest_disable_apx();
 		GUEST_SYNC(3 * seed + 1);
 		guest_enable_apx();
-		guest_check(seed);
+		guest_check_egprs(seed);
 
 		/* Off, and the host changes the values. */
 		guest_disable_apx();
 		GUEST_SYNC(3 * seed + 2);
 		guest_enable_apx();
-		guest_check(seed + 1000);
+		guest_check_egprs(seed + 1000);
 	}
 
 	GUEST_DONE();
@@ -471,7 +690,7 @@ static void guest_ud(void)
 	u64 cr4 = get_cr4();
 	u64 val = 0;
 
-	guest_load(1);
+	guest_load_egprs(1);
 	GUEST_ASSERT_EQ(store_r31_safe(&val), 0);
 	GUEST_ASSERT(val);
 
@@ -491,7 +710,7 @@ static void guest_ud(void)
 	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
 	set_cr4(cr4);
 
-	guest_check(1);
+	guest_check_egprs(1);
 	GUEST_DONE();
 }
 
@@ -550,21 +769,20 @@ KVM_ONE_VCPU_TEST(apx, vcpu_without_apx, guest_no_apx)
 
 static void guest_save_restore(void)
 {
-	guest_load(1);
+	guest_load_egprs(1);
 	GUEST_SYNC(1);
-	guest_check(1);
+	guest_check_egprs(1);
 
 	/* The values have to be transferred even if they are out of reach. */
 	guest_disable_apx();
 	GUEST_SYNC(2);
 	guest_enable_apx();
-	guest_check(1);
+	guest_check_egprs(1);
 	GUEST_DONE();
 }
 
 TEST(values_survive_save_and_restore)
 {
-	struct kvm_x86_state *state;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	int i;
@@ -573,11 +791,55 @@ TEST(values_survive_save_and_restore)
 
 	for (i = 1; i <= 2; i++) {
 		run_vcpu(vcpu, i);
+		vcpu = migrate_vcpu(vcpu);
+	}
+
+	run_vcpu_to_the_end(vcpu);
+	kvm_vm_free(vm);
+}
+
+static void restore(struct kvm_vcpu *vcpu, struct kvm_x86_state *state,
+		    bool xcrs_first)
+{
+	/* As vcpu_load_state() does, which has XCRs first. */
+	vcpu_sregs_set(vcpu, &state->sregs);
+	vcpu_msrs_set(vcpu, &state->msrs);
+	if (xcrs_first)
+		vcpu_xcrs_set(vcpu, &state->xcrs);
+	vcpu_xsave_set(vcpu, state->xsave);
+	if (!xcrs_first)
+		vcpu_xcrs_set(vcpu, &state->xcrs);
+	vcpu_events_set(vcpu, &state->events);
+	vcpu_mp_state_set(vcpu, &state->mp_state);
+	vcpu_debugregs_set(vcpu, &state->debugregs);
+	vcpu_regs_set(vcpu, &state->regs);
+}
+
+TEST(order_of_xcrs_and_xsave)
+{
+	struct kvm_x86_state *state;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int i;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_save_restore);
+
+	/* XCR0.APX is set on the first round, and clear on the second one. */
+	for (i = 1; i <= 2; i++) {
+		run_vcpu(vcpu, i);
 
 		state = vcpu_save_state(vcpu);
+
 		kvm_vm_release(vm);
 		vcpu = vm_recreate_with_one_vcpu(vm);
-		vcpu_load_state(vcpu, state);
+		restore(vcpu, state, true);
+		check_xsave_seed(vcpu, 1);
+
+		kvm_vm_release(vm);
+		vcpu = vm_recreate_with_one_vcpu(vm);
+		restore(vcpu, state, false);
+		check_xsave_seed(vcpu, 1);
+
 		kvm_x86_state_cleanup(state);
 	}
 
@@ -590,9 +852,9 @@ static void guest_isolation(u64 id)
 	u64 i;
 
 	for (i = 0; i < NR_ROUNDS; i++) {
-		guest_load(id + i);
+		guest_load_egprs(id + i);
 		GUEST_SYNC(i);
-		guest_check(id + i);
+		guest_check_egprs(id + i);
 	}
 	GUEST_DONE();
 }
@@ -618,39 +880,59 @@ TEST(vcpus_are_isolated)
 	kvm_vm_free(vm);
 }
 
-static void guest_send_init(void)
+static void guest_send_init_sipi(void)
 {
 	x2apic_enable();
 	x2apic_write_reg(APIC_ICR, (1ull << 32) | APIC_DEST_PHYSICAL |
 				   APIC_INT_ASSERT | APIC_DM_INIT);
+	GUEST_SYNC(2);
+	x2apic_write_reg(APIC_ICR, (1ull << 32) | APIC_DEST_PHYSICAL |
+				   APIC_INT_ASSERT | APIC_DM_STARTUP |
+				   (SIPI_GPA >> 12));
 	GUEST_DONE();
 }
 
-TEST(values_survive_init)
+TEST(values_survive_init_and_sipi)
 {
+	static const u8 out[] = { 0xba, PIO_PORT & 0xff, PIO_PORT >> 8, 0xee };
 	struct kvm_mp_state mp_state;
 	struct kvm_vcpu *vcpus[2];
-	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs, init_regs;
 	struct kvm_xcrs xcrs;
-	struct egprs egprs;
 	struct kvm_vm *vm;
 
 	vm = vm_create_with_vcpus(ARRAY_SIZE(vcpus), guest_one_seed, vcpus);
-	vcpu_arch_set_entry_point(vcpus[0], guest_send_init);
+	vcpu_arch_set_entry_point(vcpus[0], guest_send_init_sipi);
+	memcpy(addr_gpa2hva(vm, SIPI_GPA), out, sizeof(out));
 
 	run_vcpu(vcpus[1], 1);
-	run_vcpu_to_the_end(vcpus[0]);
+	vcpu_regs_get(vcpus[1], &regs);
+	vcpu_sregs_get(vcpus[1], &sregs);
+	run_vcpu(vcpus[0], 2);
 
 	/* Getting the state makes KVM process the INIT. */
 	vcpu_mp_state_get(vcpus[1], &mp_state);
 	TEST_ASSERT_EQ(mp_state.mp_state, KVM_MP_STATE_INIT_RECEIVED);
-	vcpu_regs_get(vcpus[1], &regs);
-	TEST_ASSERT_EQ(regs.rsp, 0);
+	vcpu_regs_get(vcpus[1], &init_regs);
+	TEST_ASSERT_EQ(init_regs.rsp, 0);
 
 	vcpu_xcrs_get(vcpus[1], &xcrs);
 	TEST_ASSERT(xcrs.xcrs[0].value & XFEATURE_MASK_APX, "INIT cleared XCR0.APX");
-	fill_egprs(&egprs, 1);
-	check_xsave(vcpus[1], &egprs);
+	check_xsave_seed(vcpus[1], 1);
+
+	/* Run in real mode, where R16-R31 are out of reach, but swapped. */
+	run_vcpu_to_the_end(vcpus[0]);
+	run_vcpu_once(vcpus[1]);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpus[1], KVM_EXIT_IO);
+	TEST_ASSERT_EQ(vcpus[1]->run->io.port, PIO_PORT);
+	vcpu_run_complete_io(vcpus[1]);
+	check_xsave_seed(vcpus[1], 1);
+
+	/* Go on as if nothing had happened, the guest checks the values. */
+	vcpu_sregs_set(vcpus[1], &sregs);
+	vcpu_regs_set(vcpus[1], &regs);
+	run_vcpu_to_the_end(vcpus[1]);
 
 	kvm_vm_free(vm);
 }
@@ -666,6 +948,9 @@ TEST(cpuid_is_consistent)
 		       sizeof(struct egprs));
 	TEST_ASSERT_EQ(kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET), 960);
 	TEST_ASSERT_EQ(get_cpuid_entry(kvm_get_supported_cpuid(), 0xd, 19)->ecx, 0);
+	TEST_ASSERT_EQ(kvm_check_cap(KVM_CAP_XSAVE2),
+		       max_t(int, sizeof(struct kvm_xsave),
+			     kvm_cpu_property(X86_PROPERTY_XSTATE_MAX_SIZE)));
 	TEST_ASSERT(!kvm_cpu_has(X86_FEATURE_MPX), "MPX and APX at the same time");
 	TEST_ASSERT(kvm_cpu_property(X86_PROPERTY_MAX_BASIC_LEAF) >= 0x29,
 		    "APX without CPUID.0x29");
@@ -679,13 +964,52 @@ TEST(cpuid_is_consistent)
 	TEST_ASSERT_EQ(leaf->edx, 0);
 }
 
+static void guest_cpu_without_apx(void)
+{
+	u64 val;
+
+	GUEST_ASSERT_EQ(xsetbv_safe(0, xgetbv(0) | XFEATURE_MASK_APX), GP_VECTOR);
+	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
+	GUEST_DONE();
+}
+
+/* KVM without APX has to treat it as any other unknown feature. */
+static void test_kvm_without_apx(void)
+{
+	struct kvm_xsave *xsave;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int r;
+
+	TEST_ASSERT(!(kvm_cpu_supported_xcr0() & XFEATURE_MASK_APX),
+		    "APX in CPUID.0xD, but not in CPUID.7.1");
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_cpu_without_apx);
+
+	xsave = get_xsave(vcpu);
+	TEST_ASSERT(!(xsave_header(xsave)->xstate_bv & XFEATURE_MASK_APX),
+		    "XSTATE_BV[APX] is set");
+	xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
+	r = __vcpu_ioctl(vcpu, KVM_SET_XSAVE, xsave);
+	TEST_ASSERT(r && errno == EINVAL,
+		    "KVM_SET_XSAVE: wanted EINVAL, got %d (errno %d)", r, errno);
+	free(xsave);
+
+	r = set_xcr0(vcpu, kvm_cpu_supported_xcr0() | XFEATURE_MASK_APX);
+	TEST_ASSERT(r && errno == EINVAL,
+		    "KVM_SET_XCRS: wanted EINVAL, got %d (errno %d)", r, errno);
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+	kvm_vm_free(vm);
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_XSAVE));
 
-	TEST_ASSERT(kvm_cpu_has(X86_FEATURE_APX) ||
-		    !(kvm_cpu_supported_xcr0() & XFEATURE_MASK_APX),
-		    "APX in CPUID.0xD, but not in CPUID.7.1");
+	if (!kvm_cpu_has(X86_FEATURE_APX))
+		test_kvm_without_apx();
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 
 	return test_harness_run(argc, argv);

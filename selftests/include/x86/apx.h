@@ -14,9 +14,12 @@
 #define SELFTEST_KVM_APX_H
 
 #include <linux/stringify.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "kvm_util.h"
 #include "processor.h"
+#include "test_util.h"
 
 #define NR_EGPRS	16
 
@@ -66,6 +69,122 @@ static inline void fill_egprs(struct egprs *egprs, u64 seed)
 	}
 }
 
+/*
+ * What the guest expects is generated from a seed rather than passed by the
+ * host, i.e. doesn't depend on KVM getting anything right.
+ */
+static inline void guest_load_egprs(u64 seed)
+{
+	struct egprs egprs;
+
+	fill_egprs(&egprs, seed);
+	load_egprs(&egprs);
+}
+
+static inline void guest_check_egprs(u64 seed)
+{
+	struct egprs expected, actual;
+	int i;
+
+	store_egprs(&actual);
+	fill_egprs(&expected, seed);
+
+	for (i = 0; i < NR_EGPRS; i++)
+		__GUEST_ASSERT(actual.r[i] == expected.r[i],
+			       "Wanted R%d = 0x%lx, got 0x%lx (seed %lu)",
+			       i + 16, expected.r[i], actual.r[i], seed);
+}
+
+static inline void guest_enable_apx(void)
+{
+	xsetbv(0, xgetbv(0) | XFEATURE_MASK_APX);
+}
+
+static inline void guest_disable_apx(void)
+{
+	xsetbv(0, xgetbv(0) & ~XFEATURE_MASK_APX);
+}
+
+/*
+ * Run the vCPU once, with values in userspace's R16-R31 that the guest must not
+ * see, and that must not change.
+ */
+static inline int __run_vcpu_once(struct kvm_vcpu *vcpu)
+{
+	struct egprs before, after;
+	int r;
+
+	/* Some of the tests also run on CPUs without APX. */
+	if (!kvm_cpu_has(X86_FEATURE_APX))
+		return __vcpu_run(vcpu);
+
+	fill_egprs(&before, 0x5ec2e7);
+	load_egprs(&before);
+	r = __vcpu_run(vcpu);
+	store_egprs(&after);
+
+	TEST_ASSERT(!memcmp(&before, &after, sizeof(before)),
+		    "KVM_RUN changed userspace's R16-R31");
+	return r;
+}
+
+static inline void run_vcpu_once(struct kvm_vcpu *vcpu)
+{
+	int r = __run_vcpu_once(vcpu);
+
+	TEST_ASSERT(!r, KVM_IOCTL_ERROR(KVM_RUN, r));
+}
+
+/* Run the vCPU until it syncs stage @stage, or is done if @stage is negative. */
+static inline void run_vcpu(struct kvm_vcpu *vcpu, int stage)
+{
+	struct ucall uc;
+
+	for (;;) {
+		run_vcpu_once(vcpu);
+
+		if (vcpu->run->exit_reason == KVM_EXIT_MMIO)
+			continue;
+
+		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+
+		switch (get_ucall(vcpu, &uc)) {
+		case UCALL_NONE:
+			/* I/O that isn't a ucall. */
+			continue;
+		case UCALL_SYNC:
+			TEST_ASSERT_EQ(uc.args[1], stage);
+			return;
+		case UCALL_DONE:
+			TEST_ASSERT(stage < 0, "Guest is done, wanted stage %d", stage);
+			return;
+		case UCALL_ABORT:
+			REPORT_GUEST_ASSERT(uc);
+			break;
+		default:
+			TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+		}
+	}
+}
+
+static inline void run_vcpu_to_the_end(struct kvm_vcpu *vcpu)
+{
+	run_vcpu(vcpu, -1);
+}
+
+/* Save the vCPU's state, and restore it to a new vCPU in a new VM. */
+static inline struct kvm_vcpu *migrate_vcpu(struct kvm_vcpu *vcpu)
+{
+	struct kvm_x86_state *state = vcpu_save_state(vcpu);
+	struct kvm_vm *vm = vcpu->vm;
+
+	kvm_vm_release(vm);
+	vcpu = vm_recreate_with_one_vcpu(vm);
+	vcpu_load_state(vcpu, state);
+	kvm_x86_state_cleanup(state);
+	return vcpu;
+}
+
 static inline u64 *xsave_egprs(void *xsave)
 {
 	return xsave + kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET);
@@ -74,6 +193,66 @@ static inline u64 *xsave_egprs(void *xsave)
 static inline struct xstate_header *xsave_header(void *xsave)
 {
 	return &((struct xstate *)xsave)->header;
+}
+
+static inline bool egprs_are_zero(const struct egprs *egprs)
+{
+	int i;
+
+	for (i = 0; i < NR_EGPRS; i++) {
+		if (egprs->r[i])
+			return false;
+	}
+	return true;
+}
+
+static inline struct kvm_xsave *get_xsave(struct kvm_vcpu *vcpu)
+{
+	struct kvm_xsave *xsave = calloc(1, kvm_check_cap(KVM_CAP_XSAVE2));
+
+	TEST_ASSERT(xsave, "-ENOMEM when allocating kvm_xsave");
+	vcpu_xsave2_get(vcpu, xsave);
+	return xsave;
+}
+
+static inline void set_xsave_egprs(struct kvm_vcpu *vcpu, const struct egprs *egprs)
+{
+	struct kvm_xsave *xsave = get_xsave(vcpu);
+
+	memcpy(xsave_egprs(xsave), egprs, sizeof(*egprs));
+	xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
+	vcpu_xsave_set(vcpu, xsave);
+	free(xsave);
+}
+
+static inline void check_xsave(struct kvm_vcpu *vcpu, const struct egprs *expected)
+{
+	struct kvm_xsave *xsave = get_xsave(vcpu);
+	struct kvm_xsave legacy;
+	bool is_set = xsave_header(xsave)->xstate_bv & XFEATURE_MASK_APX;
+	int i;
+
+	TEST_ASSERT(is_set == !egprs_are_zero(expected),
+		    "XSTATE_BV[APX] should be %s", is_set ? "clear" : "set");
+
+	for (i = 0; i < NR_EGPRS; i++)
+		TEST_ASSERT(xsave_egprs(xsave)[i] == expected->r[i],
+			    "Wanted R%d = 0x%lx, KVM_GET_XSAVE2 says 0x%lx",
+			    i + 16, expected->r[i], xsave_egprs(xsave)[i]);
+
+	vcpu_xsave_get(vcpu, &legacy);
+	TEST_ASSERT(!memcmp(xsave, &legacy, sizeof(legacy)),
+		    "KVM_GET_XSAVE and KVM_GET_XSAVE2 disagree");
+
+	free(xsave);
+}
+
+static inline void check_xsave_seed(struct kvm_vcpu *vcpu, u64 seed)
+{
+	struct egprs egprs;
+
+	fill_egprs(&egprs, seed);
+	check_xsave(vcpu, &egprs);
 }
 
 #endif /* SELFTEST_KVM_APX_H */
