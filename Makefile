@@ -7,7 +7,8 @@
 export BASE KSRC BOCHS_SRC O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
-.PHONY: help run check base machine kernel selftests boot shell test tree mutants bisect-check cost clean distclean
+.PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests apply mbox post-check \
+	range-diff mutants bisect-check machine-check cost regress clean distclean
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
@@ -31,12 +32,30 @@ test:       ## build the KVM selftest T= from anywhere and run it on CPU=
 	@ci/test
 tree:       ## make a git tree in DIR=: the base, and each patch as a commit
 	@ci/tree
+edit:       ## the same, stopped at the patch P=, to change it
+	@ci/tree $(if $(P),"$(P)",none)
+refresh:    ## make the series, and selftests/, from that tree
+	@ci/refresh
+refresh-selftests: ## make the patches that add selftests from selftests/
+	@ci/refresh selftests
+apply:      ## apply the series to a kernel tree of your own, KSRC=
+	@ci/apply-to
+mbox:       ## write the series as mails, signed off by git's user: out/*.mbox
+	@MAIL_TO="$(TO)" MAIL_CC="$(if $(filter command,$(origin CC)),$(CC))" RFC="$(RFC)" ci/mbox
+post-check: ## say what mail tools and checkers have to say of those mails
+	@MAIL_TO="$(TO)" MAIL_CC="$(if $(filter command,$(origin CC)),$(CC))" RFC="$(RFC)" ci/post-check
+range-diff: ## compare the series with that of another revision, OLD=
+	@OLD="$(OLD)" ci/range-diff
 mutants:    ## show that the tests notice what they are there for
 	@ci/mutants
 bisect-check: ## build every patch in every way of ci/builds, boot between
 	@ci/bisect all
+machine-check: ## compare the emulator's decoder with LLVM's
+	@ci/machine-check
 cost:       ## size of KVM and instructions per VM-exit, base and series
 	@ci/cost
+regress:    ## KVM's own selftests on CPU= or all rows, base against series
+	@ci/regress $(CPU)
 clean:      ## remove what was built
 	@ci/clean
 distclean:  ## remove the whole build folder; the downloads stay

@@ -56,14 +56,24 @@ base_row() {
 	fi
 }
 
-# cpu_row NAME: sets cpu_model, cpu_options and cpu_params.
+# cpu_row NAME: sets cpu_model, cpu_count, cpu_options, cpu_params and emulator.
 cpu_row() {
 	local row
 	# shellcheck disable=SC2034 # read by those who call this
-	if [ -z "$1" ] || ! read -r row cpu_model cpu_options cpu_params < <(
+	if [ -z "$1" ] || ! read -r row cpu_model cpu_count cpu_options cpu_params < <(
 		table "$top/machine/cpus" | awk -v n="$1" '$1 == n'); then
 		die "unknown CPU '$1'; known: $(table "$top/machine/cpus" | awk '{print $1}' | paste -sd' ')"
 	fi
+	# shellcheck disable=SC2034 # likewise
+	[ "$cpu_count" = 1 ] && emulator=$O/machine/bochs || emulator=$O/machine/bochs-smp
+}
+
+# kernel_folder FOLDER: makes FOLDER, two below $O, a build folder for one more
+# kernel beside that of $O, with which it shares source, emulator and tests.
+kernel_folder() {
+	local f
+	mkdir -p "$1"
+	for f in src machine tests; do ln -sfn "../../$f" "$1/$f"; done
 }
 
 # space FOLDER GIB: stops when the disk that holds FOLDER has less than GIB free.
@@ -203,6 +213,11 @@ kconfig() {
 	done < <(cat "${@:3}" | awk '/^CONFIG_|^# CONFIG_.* is not set/ {
 		option = $0; sub(/^# /, "", option); sub(/[= ].*/, "", option); last[option] = $0
 	} END {for (option in last) print last[option]}')
+}
+
+# compile_kvm TREE: KVM's part of the machine's kernel, and no more.
+compile_kvm() {
+	make -C "$1" O="$O/kernel" CC='ccache gcc' LOCALVERSION= -j"$JOBS" arch/x86/kvm/
 }
 
 # write FILE: stdin to FILE, in one piece or not at all.
