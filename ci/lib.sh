@@ -215,8 +215,10 @@ kconfig() {
 	} END {for (option in last) print last[option]}')
 }
 
-# compile_kvm TREE: KVM's part of the machine's kernel, and no more.
+# compile_kvm TREE: KVM's part of the machine's kernel, and no more.  The objects
+# are not those of the kernel any more.
 compile_kvm() {
+	rm -f "$O/kernel.key"
 	make -C "$1" O="$O/kernel" CC='ccache gcc' LOCALVERSION= -j"$JOBS" arch/x86/kvm/
 }
 
