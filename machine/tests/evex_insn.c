@@ -20,7 +20,7 @@
 #define MAX_REPORTS 5
 
 static u8 mem_in[MEM_SIZE], mem_legacy[MEM_SIZE];
-static u32 trials = 4;
+static u32 trials = TRIALS;
 static u32 failed, cases;
 
 /* ------------------------------------------------------------------------
@@ -1093,7 +1093,7 @@ static void test_length(void)
 int main(int argc, char **argv)
 {
 	const char *missing = apx_missing();
-	u64 seed = 20261121;
+	u64 seed = SEED;
 	bool avx512, nci;
 	int i;
 

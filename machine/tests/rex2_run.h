@@ -37,6 +37,14 @@
 
 #define MAX_INSN	24
 
+/* What ci/machine-check chooses: where random numbers begin, cases of a form. */
+#ifndef SEED
+#define SEED		20261121
+#endif
+#ifndef TRIALS
+#define TRIALS		4
+#endif
+
 /* Linux' code segments; run_block.cs chooses. */
 #define USER32_CS	0x23
 #define USER64_CS	0x33
@@ -216,12 +224,20 @@ static void run_at(u64 start, u64 end, const struct cpu *in, bool step, struct c
 		memcpy(&out->gpr[16], &in->gpr[16], 16 * 8);
 }
 
+/* The emulator counts REP MOVSB, which memcpy() would be, byte by byte. */
+static inline void copy_mem(void *to, const void *from)
+{
+	u64 n = MEM_SIZE / 8;
+
+	asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
 /* The insn ends at @end; its memory is what @mem_in says. */
 static inline void run(u64 end, const u8 *insn, int len, const struct cpu *in,
 		       const u8 *mem_in, bool step, struct cpu *out)
 {
 	put_insn(end, insn, len);
-	memcpy(mem, mem_in, MEM_SIZE);
+	copy_mem(mem, mem_in);
 	run_at(end - len, end, in, step, out);
 }
 
@@ -237,7 +253,7 @@ static bool same_fx(const struct cpu *a, const struct cpu *b)
 }
 
 /* All registers, XMM registers and flags that a skipped or faulting insn must keep. */
-static bool same_regs(const struct cpu *a, const struct cpu *b)
+static inline bool same_regs(const struct cpu *a, const struct cpu *b)
 {
 	return !memcmp(a->gpr, b->gpr, sizeof(a->gpr)) && same_fx(a, b) &&
 	       !((a->rflags ^ b->rflags) & (FL_STATUS | FL_DF));
@@ -271,6 +287,22 @@ static u64 rng_value(void)
 	return rng();
 }
 
+/* Random memory, the same whatever the seed; it is its offset that varies. */
+static void random_memory(u8 *m)
+{
+	static u64 pool[2 * MEM_SIZE / 8];
+	u64 state = rng_state;
+	u32 i;
+
+	if (!pool[0]) {
+		rng_seed(1);
+		for (i = 0; i < ARRAY_SIZE(pool); i++)
+			pool[i] = rng();
+		rng_state = state;
+	}
+	copy_mem(m, pool + rng_below(MEM_SIZE / 8));
+}
+
 static void random_state(struct cpu *c, u8 *m)
 {
 	u32 mxcsr = 0x1f80, i;
@@ -296,13 +328,10 @@ static void random_state(struct cpu *c, u8 *m)
 		v = rng() & 0xffff;
 		memcpy(c->fx + XS_ST0 + 16 * i + 8, &v, 8);
 	}
-	for (i = 0; i < MEM_SIZE; i += 8) {
-		v = rng();
-		memcpy(m + i, &v, 8);
-	}
+	random_memory(m);
 }
 
-static void print_diff(const char *what, const struct cpu *in, const struct cpu *want,
+static inline void print_diff(const char *what, const struct cpu *in, const struct cpu *want,
 		       const struct cpu *got)
 {
 	int i;
