@@ -959,6 +959,27 @@ static void guest_mmio_evex(void)
 	guest_done(5);
 }
 
+/*
+ * CLWB shares opcode and ModRM with XSAVEOPT, but for the prefix, and doesn't
+ * share its #UD.  KVM doesn't emulate it, with or without REX2.
+ */
+static void guest_mmio_clwb(void)
+{
+	static const u8 bytes[EVEX_LEN] = {
+		0x66, 0xd5, 0x90, 0xae, 0x30, 0x90,	/* clwb (%r16); nop */
+	};
+	struct insn insn = { .len = EVEX_LEN };
+
+	memcpy(insn.bytes, bytes, EVEX_LEN);
+	random_state();
+	in.gpr[16] = MMIO_GVA + 512;
+	untouched(&native, NONE);
+	run_state(&in, &other, &insn, false, mmio);
+	compare(&insn, "failed emulation", &native, &other, -1);
+	nr_mmio++;
+	guest_done(1);
+}
+
 /* XOR EAX, EAX with a useless REX2; no state is saved, R16-R31 may be disabled. */
 #define REX2_INSN ".byte 0xd5, 0x00, 0x31, 0xc0"
 
@@ -1077,6 +1098,18 @@ KVM_ONE_VCPU_TEST(mmio, evex_fails_cleanly, guest_mmio_evex)
 	TEST_ASSERT(nr_failed_emulations >= 5, "Emulation failed %lu times only",
 		    nr_failed_emulations);
 	TEST_ASSERT_EQ(nr_mmio_exits, 0);
+}
+
+TEST_F(mmio, clwb_is_not_xsaveopt)
+{
+	if (!kvm_cpu_has(X86_FEATURE_CLWB))
+		SKIP(return, "no CLWB");
+
+	vm_enable_cap(self->vcpu->vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1);
+	emulation_may_fail = true;
+	vcpu_arch_set_entry_point(self->vcpu, guest_mmio_clwb);
+	run_insns(self->vcpu);
+	TEST_ASSERT_EQ(nr_failed_emulations, 1);
 }
 
 FIXTURE(forced) {
