@@ -50,7 +50,7 @@ mutants:    ## show that the tests notice what they are there for
 	@ci/mutants
 bisect-check: ## build every patch in every way of ci/builds, boot between
 	@ci/bisect all
-machine-check: ## compare the emulator with LLVM's decoder and this CPU
+machine-check: ## compare the emulator with two decoders and with this CPU
 	@ci/machine-check
 cost:       ## size of KVM and instructions per VM-exit, base and series
 	@ci/cost
