@@ -259,7 +259,7 @@ static inline bool same_regs(const struct cpu *a, const struct cpu *b)
 	       !((a->rflags ^ b->rflags) & (FL_STATUS | FL_DF));
 }
 
-static const char *hex(const u8 *p, int n)
+static inline const char *hex(const u8 *p, int n)
 {
 	static char buf[4][3 * MAX_INSN + 1];
 	static int k;
