@@ -4,7 +4,7 @@
 # what it needs and takes a lock on the build folder.  The text after ## is what
 # "make help" prints.
 
-export BASE KSRC BOCHS_SRC O JOBS V CPU TESTS T PARAMS DIR
+export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
 .PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests apply mbox post-check \
@@ -20,15 +20,15 @@ base:       ## fetch Linux, verify it, apply the series: build/linux-VERSION
 	@ci/apply linux
 machine:    ## build the emulator: Bochs with the queue of machine/
 	@ci/machine
-kernel:     ## build the patched kernel
+kernel:     ## build the patched kernel, as the fragments CONFIG= of configs/ say
 	@ci/kernel
 selftests:  ## build the KVM selftests and the machine's own tests
 	@ci/selftests
 boot:       ## boot CPU= and run the tests named in TESTS=
 	@ci/run -t $(TESTS)
-shell:      ## boot CPU= to a shell on its serial console, the tests in /tests
+shell:      ## boot CPU= to a shell on its serial console, the tests and T= in /tests
 	@ci/shell
-test:       ## build the KVM selftest T= from anywhere and run it on CPU=
+test:       ## run T= on CPU=: a KVM selftest to build, or a static program
 	@ci/test
 tree:       ## make a git tree in DIR=: the base, and each patch as a commit
 	@ci/tree

@@ -8,7 +8,7 @@ set -euo pipefail
 
 # The variables of the Makefile come through the environment and must not go on
 # to the make of the kernel, where O, V and others mean something else.
-for _v in BASE KSRC BOCHS_SRC O JOBS V CPU TESTS T PARAMS DIR; do
+for _v in BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR; do
 	declare "$_v=${!_v-}"
 	export -n "${_v?}"
 done
@@ -22,6 +22,17 @@ JOBS=${JOBS:-$(nproc)}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-apx
 export CCACHE_DIR="$cache/ccache" CCACHE_BASEDIR="$O" CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=4G
 logs=$O/log
+
+# The kernel's build folder.  One with other fragments of configs/ than the
+# default has a folder of its own, so that both stay up to date.
+read -ra config_names <<<"${CONFIG:-machine}"
+CONFIG="${config_names[*]}"
+config_suffix=
+if [ "$CONFIG" != machine ]; then
+	config_suffix=$(printf '+%s' "${config_names[@]}" | sed -e 's|+[^+]*/|+|g' -e 's/\.config//g' -e 's/^+/-/' -e 's/[^A-Za-z0-9+._-]/_/g')
+fi
+# shellcheck disable=SC2034 # read by those who build and boot
+kernel=$O/kernel$config_suffix
 
 # die MESSAGE: the one line that says what is wrong and what to do.  Inside a
 # step it is kept for the step to show instead of the tail of the log.
@@ -37,7 +48,7 @@ say() { printf '%s\n' "$*" >&2; }
 ci() {
 	local script=$1
 	shift
-	BASE=$BASE KSRC=$KSRC BOCHS_SRC=$BOCHS_SRC O=$O JOBS=$JOBS V=$V CPU=$CPU \
+	BASE=$BASE KSRC=$KSRC BOCHS_SRC=$BOCHS_SRC CONFIG=$CONFIG KERNEL=$KERNEL O=$O JOBS=$JOBS V=$V CPU=$CPU \
 		TESTS=$TESTS T=$T PARAMS=$PARAMS DIR=$DIR "$top/ci/$script" "$@"
 }
 
@@ -67,6 +78,18 @@ cpu_row() {
 	# shellcheck disable=SC2034 # likewise
 	[ "$cpu_count" = 1 ] && emulator=$O/machine/bochs || emulator=$O/machine/bochs-smp
 }
+
+# kernel_to_boot: builds the kernel, or looks at the user's.
+kernel_to_boot() {
+	ci kernel >/dev/null
+	[ -n "$KERNEL" ] || grep -qx CONFIG_64BIT=y "$kernel/.config" ||
+		die "the kernel of CONFIG='$CONFIG' is 32-bit and the tests are not: it can be built, but not booted"
+}
+
+# own_builds_only: for what measures or breaks the kernel that it builds.
+own_builds_only() { [ -z "$KERNEL" ] || die "KERNEL= is for make boot, shell, test and run; this command builds its kernels"; }
+
+known_configs() { (cd "$top/configs" && printf '%s\n' *.config) | sed 's/\.config$//' | paste -sd' '; }
 
 # kernel_folder FOLDER: makes FOLDER, two below $O, a build folder for one more
 # kernel beside that of $O, with which it shares source, emulator and tests.
@@ -218,8 +241,8 @@ kconfig() {
 # compile_kvm TREE: KVM's part of the machine's kernel, and no more.  The objects
 # are not those of the kernel any more.
 compile_kvm() {
-	rm -f "$O/kernel.key"
-	make -C "$1" O="$O/kernel" CC='ccache gcc' LOCALVERSION= -j"$JOBS" arch/x86/kvm/
+	rm -f "$kernel.key"
+	make -C "$1" O="$kernel" CC='ccache gcc' LOCALVERSION= -j"$JOBS" arch/x86/kvm/
 }
 
 # write FILE: stdin to FILE, in one piece or not at all.
