@@ -7,7 +7,7 @@
 export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
-.PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests apply mbox post-check \
+.PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
 	range-diff mutants bisect-check machine-check cost regress clean distclean
 
 help:       ## print this
@@ -38,6 +38,8 @@ refresh:    ## make the series, and selftests/, from that tree
 	@ci/refresh
 refresh-selftests: ## make the patches that add selftests from selftests/
 	@ci/refresh selftests
+port:       ## carry the series over to another base, BASE=, in a git tree DIR=
+	@ci/port
 apply:      ## apply the series to a kernel tree of your own, KSRC=
 	@ci/apply-to
 mbox:       ## write the series as mails, signed off by git's user: out/*.mbox
