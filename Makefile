@@ -8,7 +8,7 @@ export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
 .PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
-	range-diff mutants bisect-check machine-check cost regress clean distclean
+	range-diff mutants bisect-check machine-check docs-check cost regress clean distclean
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
@@ -54,6 +54,8 @@ bisect-check: ## build every patch in every way of ci/builds, boot between
 	@ci/bisect all
 machine-check: ## compare the emulator with two decoders and with this CPU
 	@ci/machine-check
+docs-check: ## what the documentation names exists, its commands work
+	@ci/docs-check
 cost:       ## size of KVM and instructions per VM-exit, base and series
 	@ci/cost
 regress:    ## KVM's own selftests on CPU= or all rows, base against series
