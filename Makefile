@@ -9,6 +9,8 @@ export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 .NOTPARALLEL:
 .PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
 	range-diff mutants bisect-check machine-check docs-check cost regress clean distclean
+.PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests apply mbox post-check \
+	range-diff mutants bisect-check machine-check machine-fuzz machine-bench cost regress clean distclean
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
@@ -56,6 +58,10 @@ machine-check: ## compare the emulator with two decoders and with this CPU
 	@ci/machine-check
 docs-check: ## what the documentation names exists, its commands work
 	@ci/docs-check
+machine-fuzz: ## run random bytes as code, the emulator built with sanitizers
+	@ci/machine-fuzz
+machine-bench: ## compare the emulator's speed with that of Bochs as it comes
+	@ci/machine-bench
 cost:       ## size of KVM and instructions per VM-exit, base and series
 	@ci/cost
 regress:    ## KVM's own selftests on CPU= or all rows, base against series
