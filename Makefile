@@ -8,9 +8,7 @@ export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
 .PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
-	range-diff mutants bisect-check machine-check docs-check cost regress clean distclean
-.PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests apply mbox post-check \
-	range-diff mutants bisect-check machine-check machine-fuzz machine-bench cost regress clean distclean
+	range-diff mutants bisect-check machine-check machine-fuzz machine-bench docs-check cost regress clean distclean
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
