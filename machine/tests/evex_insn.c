@@ -967,6 +967,16 @@ static void test_ud(void)
 				check_trap("no such opcode", &e, TRAP_UD);
 			}
 	}
+
+	/* vpgatherdd xmm with VEX and with EVEX, and no SIB byte */
+	for (i = 0; i < 2; i++) {
+		static const struct insn gathers[] = {
+			{ { 0xc4, 0xe2, 0x61, 0x90, 0x4a, 0x00 }, 6 },
+			{ { 0x62, 0xf2, 0x7d, 0x09, 0x90, 0x4a, 0x00 }, 7 },
+		};
+
+		check_trap("gather without SIB", &gathers[i], TRAP_UD);
+	}
 	report("#UD");
 }
 
