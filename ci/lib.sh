@@ -216,6 +216,27 @@ step() {
 	[ -n "${step_soft-}" ] || exit 2
 }
 
+# debian_archive FOLDER TYPE SUITE ELSE: an apt of our own in FOLDER that knows
+# nothing but SUITE, packages (TYPE deb) or sources (deb-src), at the mirror that
+# the machine itself uses.  Sets apt_opts.  ELSE: what to do without a network.
+debian_archive() {
+	local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	# shellcheck disable=SC2016 # apt fills these in
+	mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(LABEL)' 'Created-By: Packages' |
+		awk '$2 == "Debian" && $3 == "Debian" {print $1; exit}')
+	[ -n "$mirror" ] || die "apt of this machine knows no Debian mirror (never updated?); run apt-get update as root, or $4"
+	[ -f "$keyring" ] || die "no $keyring; install the package debian-archive-keyring, or $4"
+	mkdir -p "$1/lists/partial" "$1/cache/archives/partial"
+	printf '%s [signed-by=%s] %s %s main\n' "$2" "$keyring" "$mirror" "$3" >"$1/sources.list"
+	apt_opts=(-q -o "Dir::Etc::SourceList=$1/sources.list" -o Dir::Etc::SourceParts=/dev/null
+		-o "Dir::State::Lists=$1/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$1/cache"
+		-o APT::Sandbox::User=root -o APT::Update::Error-Mode=any
+		-o Acquire::Languages=none -o Acquire::Retries=1
+		-o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30)
+	apt-get "${apt_opts[@]}" update ||
+		die "no network, or no $3 at this machine's mirror; $4"
+}
+
 # up_to_date STAMP KEY: whether the last build was made from the same inputs.
 up_to_date() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
