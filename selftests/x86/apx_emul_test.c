@@ -12,7 +12,6 @@
  */
 #include <stdlib.h>
 #include <string.h>
-#include <asm/processor-flags.h>
 
 #include "kvm_test_harness.h"
 #include "test_util.h"
@@ -24,8 +23,9 @@
 # error This test is 64-bit only
 #endif
 
-#define MMIO_GPA	0xd0000000ull
-#define MMIO_GVA	0xd0000000ull
+/* Any port that nobody listens to, and what is written to and read from it. */
+#define PIO_PORT	0x2000
+#define PIO_DATA	0x5a
 
 #define MEM_SIZE	2048
 #define STACK_SIZE	256
@@ -47,14 +47,14 @@ struct state {
 };
 
 /* Accessed by the assembly code below. */
-struct {
+static struct {
 	u64 gpr[32];
 	u8 xmm[16][16];
 	u64 rflags;
 	u64 entry;
 	u64 host_rsp;
 	u64 via_pad;
-} run __aligned(16);
+} run __aligned(16) __used;
 
 extern char run_insn[], run_exit[], run_exit_pad[];
 
@@ -207,20 +207,23 @@ static void run_state(const struct state *in, struct state *out,
 
 	asm volatile("call run_insn"
 		     : : : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10",
-			   "r11", "memory", "cc");
+			   "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4",
+			   "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+			   "xmm11", "xmm12", "xmm13", "xmm14", "xmm15",
+			   "memory", "cc");
 
 	memcpy(out->gpr, run.gpr, sizeof(run.gpr));
 	memcpy(out->xmm, run.xmm, sizeof(run.xmm));
 	memcpy(out->mem, data, MEM_SIZE);
 	memcpy(out->stack, STACK_AREA, STACK_SIZE);
-	out->rflags = run.rflags & FLAGS_MASK;
+	out->rflags = run.rflags & (FLAGS_MASK | X86_EFLAGS_IF);
 	out->via_pad = run.via_pad;
 	out->vector = ex_vector;
 	out->error_code = ex_error_code;
 	/* Exceptions are pushed on the very same stack. */
 	if (ex_vector != ~0ull)
 		memset(out->stack, 0, STACK_SIZE);
-	__GUEST_ASSERT(ex_rip == INSN || ex_vector == DB_VECTOR,
+	__GUEST_ASSERT(ex_rip == INSN,
 		       "Exception %lu at 0x%lx, instruction is at 0x%lx",
 		       ex_vector, ex_rip, INSN);
 }
@@ -252,7 +255,7 @@ static bool compare(const struct insn *insn, const char *how,
 		"R16", "R17", "R18", "R19", "R20", "R21", "R22", "R23",
 		"R24", "R25", "R26", "R27", "R28", "R29", "R30", "R31",
 	};
-	int i;
+	int i, j;
 
 	if (a->vector != b->vector)
 		return report(insn, "vector", how, a->vector, b->vector);
@@ -267,8 +270,11 @@ static bool compare(const struct insn *insn, const char *how,
 	if (a->via_pad != b->via_pad)
 		return report(insn, "branch taken", how, a->via_pad, b->via_pad);
 	for (i = 0; i < 16; i++) {
-		if (memcmp(a->xmm[i], b->xmm[i], 16))
-			return report(insn, "XMM", how, i, i);
+		for (j = 0; j < 16; j++) {
+			if (a->xmm[i][j] != b->xmm[i][j])
+				return report(insn, "a byte of XMM", how,
+					      a->xmm[i][j], b->xmm[i][j]);
+		}
 	}
 	for (i = 0; i < MEM_SIZE; i++) {
 		if (a->mem[i] != b->mem[i])
@@ -322,23 +328,23 @@ static void run_mmio(const struct insn *insn)
 }
 
 /* Operands of an opcode. */
-#define R	BIT(0)		/* ModRM, register form */
-#define M	BIT(1)		/* ModRM, memory form */
-#define RM	(R | M)
-#define O	BIT(2)		/* register in the opcode */
-#define N	BIT(3)		/* none, or implicit */
-#define I8	BIT(4)		/* immediates */
-#define IZ	BIT(5)
-#define IV	BIT(6)
-#define LK	BIT(7)		/* LOCK is fine with memory forms */
-#define BITS	BIT(8)		/* ModRM.reg is a bit offset */
-#define P66	BIT(9)		/* mandatory prefix: none or 66 */
-#define P66F3	BIT(10)		/* mandatory prefix: 66 or F3 */
-#define ONLY66	BIT(11)		/* mandatory prefix: 66 */
-#define NO66	BIT(12)		/* no 66 */
-#define NOMMIO	BIT(13)		/* not with MMIO */
-#define SREG	BIT(14)		/* ModRM.reg is a segment register */
-#define IMPL	BIT(16)		/* implicit RAX and RDX */
+#define OP_R	BIT(0)		/* ModRM, register form */
+#define OP_M	BIT(1)		/* ModRM, memory form */
+#define OP_RM	(OP_R | OP_M)
+#define OP_O	BIT(2)		/* register in the opcode */
+#define OP_N	BIT(3)		/* none, or implicit */
+#define OP_I8	BIT(4)		/* immediates */
+#define OP_IZ	BIT(5)
+#define OP_IV	BIT(6)
+#define OP_LK	BIT(7)		/* LOCK is fine with memory forms */
+#define OP_BITS	BIT(8)		/* ModRM.reg is a bit offset */
+#define OP_P66	BIT(9)		/* mandatory prefix: none or 66 */
+#define OP_P66F3	BIT(10)		/* mandatory prefix: 66 or F3 */
+#define OP_ONLY66	BIT(11)		/* mandatory prefix: 66 */
+#define OP_NO66	BIT(12)		/* no 66 */
+#define OP_NOMMIO	BIT(13)		/* not with MMIO */
+#define OP_SREG	BIT(14)		/* ModRM.reg is a segment register */
+#define OP_IMPL	BIT(16)		/* implicit RAX and RDX */
 
 struct op {
 	u8 map, first, last;
@@ -347,50 +353,57 @@ struct op {
 };
 
 static const struct op ops[] = {
-	{ 0, 0x00, 0x01, -1, -1, RM | LK }, { 0, 0x02, 0x03, -1, -1, RM },
-	{ 0, 0x08, 0x09, -1, -1, RM | LK }, { 0, 0x0a, 0x0b, -1, -1, RM },
-	{ 0, 0x10, 0x11, -1, -1, RM | LK }, { 0, 0x12, 0x13, -1, -1, RM },
-	{ 0, 0x18, 0x19, -1, -1, RM | LK }, { 0, 0x1a, 0x1b, -1, -1, RM },
-	{ 0, 0x20, 0x21, -1, -1, RM | LK }, { 0, 0x22, 0x23, -1, -1, RM },
-	{ 0, 0x28, 0x29, -1, -1, RM | LK }, { 0, 0x2a, 0x2b, -1, -1, RM },
-	{ 0, 0x30, 0x31, -1, -1, RM | LK }, { 0, 0x32, 0x33, -1, -1, RM },
-	{ 0, 0x38, 0x3b, -1, -1, RM },
-	{ 0, 0x04, 0x04, -1, -1, N | I8 }, { 0, 0x05, 0x05, -1, -1, N | IZ },
-	{ 0, 0x14, 0x14, -1, -1, N | I8 }, { 0, 0x2d, 0x2d, -1, -1, N | IZ },
-	{ 0, 0x50, 0x5f, -1, -1, O },
-	{ 0, 0x63, 0x63, -1, -1, RM | NO66 },
-	{ 0, 0x68, 0x68, -1, -1, N | IZ }, { 0, 0x6a, 0x6a, -1, -1, N | I8 },
-	{ 0, 0x69, 0x69, -1, -1, RM | IZ }, { 0, 0x6b, 0x6b, -1, -1, RM | I8 },
-	{ 0, 0x80, 0x80, 0, 6, RM | I8 | LK }, { 0, 0x80, 0x80, 7, 7, RM | I8 },
-	{ 0, 0x81, 0x81, 0, 6, RM | IZ | LK }, { 0, 0x81, 0x81, 7, 7, RM | IZ },
-	{ 0, 0x83, 0x83, 0, 6, RM | I8 | LK }, { 0, 0x83, 0x83, 7, 7, RM | I8 },
-	{ 0, 0x84, 0x85, -1, -1, RM }, { 0, 0x86, 0x87, -1, -1, RM | LK },
-	{ 0, 0x88, 0x8b, -1, -1, RM },
-	{ 0, 0x8c, 0x8c, -1, -1, RM | SREG | NOMMIO }, { 0, 0x8d, 0x8d, -1, -1, M | NOMMIO },
-	{ 0, 0x8f, 0x8f, 0, 0, RM | NOMMIO },
-	{ 0, 0x90, 0x97, -1, -1, O },
-	{ 0, 0x98, 0x99, -1, -1, N }, { 0, 0x9c, 0x9c, -1, -1, N }, { 0, 0x9e, 0x9f, -1, -1, N },
-	{ 0, 0xb0, 0xb7, -1, -1, O | I8 }, { 0, 0xb8, 0xbf, -1, -1, O | IV },
-	{ 0, 0xc0, 0xc1, 0, 7, RM | I8 }, { 0, 0xd0, 0xd3, 0, 7, RM },
-	{ 0, 0xc6, 0xc6, 0, 0, RM | I8 }, { 0, 0xc7, 0xc7, 0, 0, RM | IZ },
-	{ 0, 0xf5, 0xf5, -1, -1, N }, { 0, 0xf8, 0xf9, -1, -1, N }, { 0, 0xfc, 0xfd, -1, -1, N },
-	{ 0, 0xf6, 0xf6, 0, 1, RM | I8 }, { 0, 0xf7, 0xf7, 0, 1, RM | IZ },
-	{ 0, 0xf6, 0xf7, 2, 3, RM | LK }, { 0, 0xf6, 0xf7, 4, 7, RM | IMPL },
-	{ 0, 0xfe, 0xff, 0, 1, RM | LK }, { 0, 0xff, 0xff, 6, 6, RM | NOMMIO },
-	{ 1, 0x10, 0x11, -1, -1, M | P66 }, { 1, 0x28, 0x29, -1, -1, M | P66 },
-	{ 1, 0x6f, 0x6f, -1, -1, RM | P66F3 }, { 1, 0x7f, 0x7f, -1, -1, RM | P66F3 },
-	{ 1, 0xe7, 0xe7, -1, -1, M | ONLY66 }, { 1, 0x2b, 0x2b, -1, -1, M | P66 },
-	{ 1, 0x1f, 0x1f, 0, 0, RM | NOMMIO },
-	{ 1, 0x40, 0x4f, -1, -1, RM }, { 1, 0x90, 0x9f, 0, 0, RM },
-	{ 1, 0xa3, 0xa3, -1, -1, RM | BITS }, { 1, 0xab, 0xab, -1, -1, RM | BITS | LK },
-	{ 1, 0xb3, 0xb3, -1, -1, RM | BITS | LK }, { 1, 0xbb, 0xbb, -1, -1, RM | BITS | LK },
-	{ 1, 0xa4, 0xa4, -1, -1, RM | I8 }, { 1, 0xa5, 0xa5, -1, -1, RM },
-	{ 1, 0xac, 0xac, -1, -1, RM | I8 }, { 1, 0xad, 0xad, -1, -1, RM },
-	{ 1, 0xaf, 0xaf, -1, -1, RM }, { 1, 0xb0, 0xb1, -1, -1, RM | LK | IMPL },
-	{ 1, 0xb6, 0xb7, -1, -1, RM }, { 1, 0xbe, 0xbf, -1, -1, RM },
-	{ 1, 0xba, 0xba, 4, 7, RM | I8 }, { 1, 0xbc, 0xbd, -1, -1, RM },
-	{ 1, 0xc0, 0xc1, -1, -1, RM | LK }, { 1, 0xc3, 0xc3, -1, -1, M | NO66 },
-	{ 1, 0xc7, 0xc7, 1, 1, M | LK | NO66 | NOMMIO }, { 1, 0xc8, 0xcf, -1, -1, O | NO66 },
+	{ 0, 0x00, 0x01, -1, -1, OP_RM | OP_LK }, { 0, 0x02, 0x03, -1, -1, OP_RM },
+	{ 0, 0x08, 0x09, -1, -1, OP_RM | OP_LK }, { 0, 0x0a, 0x0b, -1, -1, OP_RM },
+	{ 0, 0x10, 0x11, -1, -1, OP_RM | OP_LK }, { 0, 0x12, 0x13, -1, -1, OP_RM },
+	{ 0, 0x18, 0x19, -1, -1, OP_RM | OP_LK }, { 0, 0x1a, 0x1b, -1, -1, OP_RM },
+	{ 0, 0x20, 0x21, -1, -1, OP_RM | OP_LK }, { 0, 0x22, 0x23, -1, -1, OP_RM },
+	{ 0, 0x28, 0x29, -1, -1, OP_RM | OP_LK }, { 0, 0x2a, 0x2b, -1, -1, OP_RM },
+	{ 0, 0x30, 0x31, -1, -1, OP_RM | OP_LK }, { 0, 0x32, 0x33, -1, -1, OP_RM },
+	{ 0, 0x38, 0x3b, -1, -1, OP_RM },
+	{ 0, 0x04, 0x04, -1, -1, OP_N | OP_I8 }, { 0, 0x05, 0x05, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x0c, 0x0c, -1, -1, OP_N | OP_I8 }, { 0, 0x0d, 0x0d, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x14, 0x14, -1, -1, OP_N | OP_I8 }, { 0, 0x15, 0x15, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x1c, 0x1c, -1, -1, OP_N | OP_I8 }, { 0, 0x1d, 0x1d, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x24, 0x24, -1, -1, OP_N | OP_I8 }, { 0, 0x25, 0x25, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x2c, 0x2c, -1, -1, OP_N | OP_I8 }, { 0, 0x2d, 0x2d, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x34, 0x34, -1, -1, OP_N | OP_I8 }, { 0, 0x35, 0x35, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x3c, 0x3c, -1, -1, OP_N | OP_I8 }, { 0, 0x3d, 0x3d, -1, -1, OP_N | OP_IZ },
+	{ 0, 0x50, 0x5f, -1, -1, OP_O },
+	{ 0, 0x63, 0x63, -1, -1, OP_RM | OP_NO66 },
+	{ 0, 0x68, 0x68, -1, -1, OP_N | OP_IZ }, { 0, 0x6a, 0x6a, -1, -1, OP_N | OP_I8 },
+	{ 0, 0x69, 0x69, -1, -1, OP_RM | OP_IZ }, { 0, 0x6b, 0x6b, -1, -1, OP_RM | OP_I8 },
+	{ 0, 0x80, 0x80, 0, 6, OP_RM | OP_I8 | OP_LK }, { 0, 0x80, 0x80, 7, 7, OP_RM | OP_I8 },
+	{ 0, 0x81, 0x81, 0, 6, OP_RM | OP_IZ | OP_LK }, { 0, 0x81, 0x81, 7, 7, OP_RM | OP_IZ },
+	{ 0, 0x83, 0x83, 0, 6, OP_RM | OP_I8 | OP_LK }, { 0, 0x83, 0x83, 7, 7, OP_RM | OP_I8 },
+	{ 0, 0x84, 0x85, -1, -1, OP_RM }, { 0, 0x86, 0x87, -1, -1, OP_RM | OP_LK },
+	{ 0, 0x88, 0x8b, -1, -1, OP_RM },
+	{ 0, 0x8c, 0x8c, -1, -1, OP_RM | OP_SREG | OP_NOMMIO }, { 0, 0x8d, 0x8d, -1, -1, OP_M | OP_NOMMIO },
+	{ 0, 0x8f, 0x8f, 0, 0, OP_RM | OP_NOMMIO },
+	{ 0, 0x90, 0x97, -1, -1, OP_O },
+	{ 0, 0x98, 0x99, -1, -1, OP_N }, { 0, 0x9e, 0x9f, -1, -1, OP_N },
+	{ 0, 0xb0, 0xb7, -1, -1, OP_O | OP_I8 }, { 0, 0xb8, 0xbf, -1, -1, OP_O | OP_IV },
+	{ 0, 0xc0, 0xc1, 0, 7, OP_RM | OP_I8 }, { 0, 0xd0, 0xd3, 0, 7, OP_RM },
+	{ 0, 0xc6, 0xc6, 0, 0, OP_RM | OP_I8 }, { 0, 0xc7, 0xc7, 0, 0, OP_RM | OP_IZ },
+	{ 0, 0xf5, 0xf5, -1, -1, OP_N }, { 0, 0xf8, 0xf9, -1, -1, OP_N }, { 0, 0xfc, 0xfd, -1, -1, OP_N },
+	{ 0, 0xf6, 0xf6, 0, 1, OP_RM | OP_I8 }, { 0, 0xf7, 0xf7, 0, 1, OP_RM | OP_IZ },
+	{ 0, 0xf6, 0xf7, 2, 3, OP_RM | OP_LK }, { 0, 0xf6, 0xf7, 4, 7, OP_RM | OP_IMPL },
+	{ 0, 0xfe, 0xff, 0, 1, OP_RM | OP_LK }, { 0, 0xff, 0xff, 6, 6, OP_RM | OP_NOMMIO },
+	{ 1, 0x10, 0x11, -1, -1, OP_M | OP_P66 }, { 1, 0x28, 0x29, -1, -1, OP_M | OP_P66 },
+	{ 1, 0x6f, 0x6f, -1, -1, OP_RM | OP_P66F3 }, { 1, 0x7f, 0x7f, -1, -1, OP_RM | OP_P66F3 },
+	{ 1, 0xe7, 0xe7, -1, -1, OP_M | OP_ONLY66 }, { 1, 0x2b, 0x2b, -1, -1, OP_M | OP_P66 },
+	{ 1, 0x0d, 0x0d, 0, 7, OP_M | OP_NOMMIO }, { 1, 0x18, 0x18, 0, 7, OP_M | OP_NOMMIO },
+	{ 1, 0x1f, 0x1f, 0, 0, OP_RM | OP_NOMMIO },
+	{ 1, 0x40, 0x4f, -1, -1, OP_RM }, { 1, 0x90, 0x9f, 0, 0, OP_RM },
+	{ 1, 0xa3, 0xa3, -1, -1, OP_RM | OP_BITS }, { 1, 0xab, 0xab, -1, -1, OP_RM | OP_BITS | OP_LK },
+	{ 1, 0xb3, 0xb3, -1, -1, OP_RM | OP_BITS | OP_LK }, { 1, 0xbb, 0xbb, -1, -1, OP_RM | OP_BITS | OP_LK },
+	{ 1, 0xa4, 0xa4, -1, -1, OP_RM | OP_I8 }, { 1, 0xa5, 0xa5, -1, -1, OP_RM },
+	{ 1, 0xac, 0xac, -1, -1, OP_RM | OP_I8 }, { 1, 0xad, 0xad, -1, -1, OP_RM },
+	{ 1, 0xaf, 0xaf, -1, -1, OP_RM }, { 1, 0xb0, 0xb1, -1, -1, OP_RM | OP_LK | OP_IMPL },
+	{ 1, 0xb6, 0xb7, -1, -1, OP_RM }, { 1, 0xbe, 0xbf, -1, -1, OP_RM },
+	{ 1, 0xba, 0xba, 4, 7, OP_RM | OP_I8 }, { 1, 0xbc, 0xbd, -1, -1, OP_RM },
+	{ 1, 0xc0, 0xc1, -1, -1, OP_RM | OP_LK }, { 1, 0xc3, 0xc3, -1, -1, OP_M | OP_NO66 },
+	{ 1, 0xc7, 0xc7, 1, 1, OP_M | OP_LK | OP_NO66 | OP_NOMMIO }, { 1, 0xc8, 0xcf, -1, -1, OP_O | OP_NO66 },
 };
 
 static int reg_id(u8 payload, int shift, int low)
@@ -403,8 +416,9 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 {
 	u8 payload = (rng() & 0x7f) | (op->map << 7);
 	int reg = -1, rm = -1, index = -1, prefix = 0, disp_size = 0, mod, scale = 0;
-	bool is_sse = op->f & (P66 | P66F3 | ONLY66);
-	bool rip_relative = false, no_base = false, addr32 = false, lock = false;
+	bool is_sse = op->f & (OP_P66 | OP_P66F3 | OP_ONLY66);
+	bool rip_relative = false, no_base = false, addr32 = false;
+	bool lock, is_locked;
 	u8 modrm = 0, sib = 0;
 	s64 disp = 0;
 	u64 addr;
@@ -413,14 +427,18 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	insn->base = -1;
 	random_state();
 
-	if (op->f & P66)
+	if (op->f & OP_P66)
 		prefix = rng_below(2) ? 0x66 : 0;
-	else if (op->f & P66F3)
+	else if (op->f & OP_P66F3)
 		prefix = rng_below(2) ? 0x66 : 0xf3;
-	else if (op->f & ONLY66)
+	else if (op->f & OP_ONLY66)
 		prefix = 0x66;
-	else if (!(op->f & NO66))
+	else if (!(op->f & OP_NO66))
 		prefix = rng_below(4) ? 0 : 0x66;
+
+	/* A locked access must not cross a cache line, hosts may be fatally strict. */
+	lock = is_mem && (op->f & OP_LK) && rng_below(4) == 0;
+	is_locked = lock || (op->map == 0 && (opcode == 0x86 || opcode == 0x87));
 
 	/* CMPXCHG16B isn't emulated. */
 	if (op->map == 1 && opcode == 0xc7)
@@ -433,27 +451,29 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	if (op->map == 1 && opcode == 0xb1 && !is_mem)
 		payload |= 8;
 
-	if (op->f & O) {
+	if (op->f & OP_O) {
 		if (reg_id(payload, 0, opcode & 7) == 4)
 			return false;
 	}
 
-	if (op->f & RM) {
+	if (op->f & OP_RM) {
 		reg = digit < 0 ? reg_id(payload, 2, rng_below(8)) : digit;
 		modrm = (reg & 7) << 3;
-		if (digit >= 0 || (op->f & SREG) || is_sse)
+		if (digit >= 0 || (op->f & OP_SREG) || is_sse)
 			reg = -1;
 		else if (reg == 4)
 			return false;
 	}
 
-	if ((op->f & RM) && !is_mem) {
+	if ((op->f & OP_RM) && !is_mem) {
 		rm = reg_id(payload, 0, rng_below(8));
 		if (rm == 4)
 			return false;
 		modrm |= 0xc0 | (rm & 7);
-	} else if (op->f & RM) {
+	} else if (op->f & OP_RM) {
 		addr = (u64)mem + 512 + rng_below(256) * (is_sse && rng_below(4) ? 16 : 1) % 512;
+		if (is_locked)
+			addr &= ~7ull;
 		mod = rng_below(3);
 		modrm |= mod << 6;
 		rm = reg_id(payload, 0, rng_below(8));
@@ -475,21 +495,20 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 		    (index >= 0 && index == rm))
 			return false;
 		if (index >= 0)
-			in.gpr[index] = rng_below(32);
-		if (reg >= 0 && (op->f & BITS))
+			in.gpr[index] = rng_below(32) & (is_locked ? ~7ull : ~0ull);
+		if (reg >= 0 && (op->f & OP_BITS))
 			in.gpr[reg] = (s64)rng_below(512) - 256;
 		disp_size = no_base || rip_relative || mod == 2 ? 4 : mod == 1 ? 1 : 0;
 		disp = disp_size == 1 ? (s8)rng() : disp_size ? (s64)rng_below(512) - 256 : 0;
 		if (rm >= 0) {
 			in.gpr[rm] = addr - disp;
 			/* MMIO needs the base to be that and nothing else. */
-			if (!(op->f & IMPL) || (rm != 0 && rm != 2))
+			if (!(op->f & OP_IMPL) || (rm != 0 && rm != 2))
 				insn->base = rm;
 		} else {
 			disp = addr;
 		}
 		addr32 = !rip_relative && rng_below(8) == 0;
-		lock = (op->f & LK) && rng_below(4) == 0;
 	}
 
 	if (lock)
@@ -507,24 +526,24 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	emit(insn, 0xd5, 1);
 	emit(insn, payload, 1);
 	emit(insn, opcode, 1);
-	if (op->f & RM)
+	if (op->f & OP_RM)
 		emit(insn, modrm, 1);
-	if ((op->f & RM) && is_mem && (modrm & 7) == 4)
+	if ((op->f & OP_RM) && is_mem && (modrm & 7) == 4)
 		emit(insn, sib, 1);
 	if (disp_size) {
 		if (rip_relative) {
-			int imm = (op->f & I8) ? 1 : !(op->f & IZ) ? 0 :
+			int imm = (op->f & OP_I8) ? 1 : !(op->f & OP_IZ) ? 0 :
 				  prefix == 0x66 && !(payload & 8) ? 2 : 4;
 
 			disp -= INSN + insn->len + 4 + imm;
 		}
 		emit(insn, disp, disp_size);
 	}
-	if (op->f & I8)
+	if (op->f & OP_I8)
 		emit(insn, rng(), 1);
-	if (op->f & IZ)
+	if (op->f & OP_IZ)
 		emit(insn, rng(), prefix == 0x66 && !(payload & 8) ? 2 : 4);
-	if (op->f & IV)
+	if (op->f & OP_IV)
 		emit(insn, rng(), payload & 8 ? 8 : prefix == 0x66 ? 2 : 4);
 	return insn->len <= 15;
 }
@@ -535,9 +554,9 @@ static bool run_one(const struct op *op, int opcode, int digit, bool is_mem, boo
 	struct insn insn;
 	int tries = 0;
 
-	if (!(op->f & (is_mem ? M : R | O | N)))
+	if (!(op->f & (is_mem ? OP_M : OP_R | OP_O | OP_N)))
 		return false;
-	if (is_mmio && (!is_mem || (op->f & NOMMIO)))
+	if (is_mmio && (!is_mem || (op->f & OP_NOMMIO)))
 		return false;
 
 	do {
@@ -643,6 +662,19 @@ static void expect(const char *name, u64 vector, const char *bytes, int len)
 #define EXPECT(name, vector, bytes) expect(name, vector, bytes, sizeof(bytes) - 1)
 #define NONE	(~0ull)
 
+/* As above, but what results is for the CPU to decide, as long as it faults. */
+static void expect_fault(const char *name, const char *bytes, int len)
+{
+	struct insn insn = { .len = len };
+
+	memcpy(insn.bytes, bytes, len);
+	run_and_compare(&insn);
+	if (native.vector == NONE)
+		report(&insn, name, "native", GP_VECTOR, native.vector);
+}
+
+#define EXPECT_FAULT(name, bytes) expect_fault(name, bytes, sizeof(bytes) - 1)
+
 static const u8 payloads[] = { 0x00, 0x08, 0x10, 0x55, 0x7f };
 
 static bool opcode_is_ud(int map, u8 op)
@@ -679,8 +711,10 @@ static void guest_ud_opcodes(void)
 					continue;
 
 				random_state();
-				in.gpr[0] = in.gpr[16] = (u64)mem + 512;
-				in.gpr[5] = in.gpr[21] = (u64)mem + 512;
+				in.gpr[0] = (u64)mem + 512;
+				in.gpr[16] = (u64)mem + 512;
+				in.gpr[5] = (u64)mem + 512;
+				in.gpr[21] = (u64)mem + 512;
 				in.gpr[1] = 0;
 				memset(bytes, 0, sizeof(bytes));
 				bytes[0] = 0xd5;
@@ -766,8 +800,13 @@ static void guest_jmpabs(void)
 
 static void guest_branches_and_stack(void)
 {
+	u64 *top;
+	u16 cs;
+
 	random_state();
-	in.gpr[16] = in.gpr[31] = in.gpr[28] = (u64)run_exit_pad;
+	in.gpr[16] = (u64)run_exit_pad;
+	in.gpr[31] = (u64)run_exit_pad;
+	in.gpr[28] = (u64)run_exit_pad;
 	EXPECT("JMP R16", NONE, "\xd5\x10\xff\xe0");
 	GUEST_ASSERT(other.via_pad);
 	EXPECT("CALL R31", NONE, "\xd5\x11\xff\xd7");
@@ -786,11 +825,44 @@ static void guest_branches_and_stack(void)
 	in.gpr[5] = STACK_TOP + 16;
 	EXPECT("LEAVE", NONE, "\xd5\x77\xc9");
 	EXPECT("ENTER", NONE, "\xd5\x77\xc8\x10\x00\x00");
-	*(u64 *)(in.stack + STACK_SIZE / 2) = (u64)run_exit_pad;
+	top = (u64 *)(in.stack + STACK_SIZE / 2);
+	top[0] = (u64)run_exit_pad;
 	EXPECT("RET", NONE, "\xd5\x77\xc3");
 	GUEST_ASSERT(other.via_pad);
 	EXPECT("RET imm16", NONE, "\xd5\x77\xc2\x08\x00");
 	GUEST_ASSERT(other.via_pad);
+
+	/* Far branches, those from memory with the operand size that all CPUs know. */
+	asm volatile("mov %%cs, %0" : "=r"(cs));
+	top[1] = cs;
+	EXPECT("RETF", NONE, "\xd5\x7f\xcb");
+	GUEST_ASSERT(other.via_pad);
+	EXPECT("RETF imm16", NONE, "\xd5\x7f\xca\x08\x00");
+	GUEST_ASSERT(other.via_pad);
+
+	in.gpr[16] = (u64)mem + 512;
+	*(u32 *)(in.mem + 512) = (u64)run_exit_pad;
+	*(u16 *)(in.mem + 516) = cs;
+	EXPECT("JMPF [R16]", NONE, "\xd5\x10\xff\x28");
+	GUEST_ASSERT(other.via_pad);
+	EXPECT("CALLF [R16]", NONE, "\xd5\x10\xff\x18");
+	GUEST_ASSERT(other.via_pad);
+
+	/*
+	 * Nothing but 16 bits of PUSHF: forced emulation sees the RF that the #UD
+	 * of its prefix sets, and pushes it.
+	 */
+	in.rflags = X86_EFLAGS_FIXED | X86_EFLAGS_CF | X86_EFLAGS_SF;
+	EXPECT("PUSHFW", NONE, "\x66\xd5\x77\x9c");
+	top[0] = X86_EFLAGS_FIXED | X86_EFLAGS_PF | X86_EFLAGS_OF;
+	EXPECT("POPF", NONE, "\xd5\x7f\x9d");
+	GUEST_ASSERT(other.rflags & X86_EFLAGS_OF);
+	EXPECT("STI", NONE, "\xd5\x77\xfb");
+	GUEST_ASSERT(other.rflags & X86_EFLAGS_IF);
+	in.rflags |= X86_EFLAGS_IF;
+	EXPECT("CLI", NONE, "\xd5\x77\xfa");
+	GUEST_ASSERT(!(other.rflags & X86_EFLAGS_IF));
+	cli();
 	guest_done(10);
 }
 
@@ -803,21 +875,29 @@ static void guest_modrm_and_sib(void)
 	EXPECT("MOV AL, SPL", NONE, "\xd5\x00\x88\xe0");
 	EXPECT("MOV R20, RSP", NONE, "\xd5\x18\x89\xe4");
 	/* Sixteen scaled indices: 20 and 28 aren't "none". */
-	in.gpr[20] = in.gpr[28] = in.gpr[12] = 8;
+	in.gpr[20] = 8;
+	in.gpr[28] = 8;
+	in.gpr[12] = 8;
 	in.gpr[0] = (u64)mem + 512;
 	EXPECT("index R20", NONE, "\xd5\x28\x8b\x4c\x60\x10");
 	EXPECT("index R28", NONE, "\xd5\x2a\x8b\x4c\x60\x10");
 	EXPECT("index R12", NONE, "\xd5\x0a\x8b\x4c\x60\x10");
-	in.gpr[20] = in.gpr[21] = in.gpr[28] = in.gpr[29] = (u64)mem + 512;
+	in.gpr[20] = (u64)mem + 512;
+	in.gpr[21] = (u64)mem + 512;
+	in.gpr[28] = (u64)mem + 512;
+	in.gpr[29] = (u64)mem + 512;
 	EXPECT("base R20", NONE, "\xd5\x18\x8b\x04\x24");
 	EXPECT("base R28", NONE, "\xd5\x19\x8b\x04\x24");
 	EXPECT("base R21", NONE, "\xd5\x18\x8b\x45\x00");
 	EXPECT("base R29", NONE, "\xd5\x19\x8b\x45\x00");
-	/* The stack segment is for RSP and RBP: #GP rather than #SS with R20/21. */
-	in.gpr[20] = in.gpr[21] = in.gpr[28] = in.gpr[5] = 1ull << 63;
-	EXPECT("non-canonical R20", GP_VECTOR, "\xd5\x18\x8b\x04\x24");
-	EXPECT("non-canonical R28", GP_VECTOR, "\xd5\x19\x8b\x04\x24");
-	EXPECT("non-canonical R21", GP_VECTOR, "\xd5\x18\x8b\x45\x00");
+	/* RSP and RBP have the stack segment: is it #GP or #SS with R20 and R21? */
+	in.gpr[20] = NONCANONICAL;
+	in.gpr[21] = NONCANONICAL;
+	in.gpr[28] = NONCANONICAL;
+	in.gpr[5] = NONCANONICAL;
+	EXPECT_FAULT("non-canonical R20", "\xd5\x18\x8b\x04\x24");
+	EXPECT_FAULT("non-canonical R28", "\xd5\x19\x8b\x04\x24");
+	EXPECT_FAULT("non-canonical R21", "\xd5\x18\x8b\x45\x00");
 	EXPECT("non-canonical RBP", SS_VECTOR, "\xd5\x08\x8b\x45\x00");
 	/* 15 bytes is the limit.  KVM says #UD instead of #GP under forced emulation. */
 	in.gpr[16] = (u64)mem + 512;
@@ -827,6 +907,9 @@ static void guest_modrm_and_sib(void)
 
 static void guest_system(void)
 {
+	struct desc_ptr dt;
+	u16 ss;
+
 	random_state();
 	EXPECT("MOV R16, CR3", NONE, "\xd5\x90\x20\xd8");
 	EXPECT("MOV R24, CR4", NONE, "\xd5\x91\x20\xe0");
@@ -839,11 +922,13 @@ static void guest_system(void)
 	asm volatile("mov %%ds, %0" : "=r"(in.gpr[16]));
 	EXPECT("MOV DS, R16 + R3, R4", NONE, "\xd5\x54\x8e\xd8");
 	EXPECT("MOV R16, DS + R3, R4", NONE, "\xd5\x54\x8c\xd8");
-	in.gpr[16] = in.gpr[25] = (u64)mem + 512;
+	in.gpr[16] = (u64)mem + 512;
+	in.gpr[25] = (u64)mem + 512;
 	EXPECT("MOV [R16], DS, REX2.W", NONE, "\xd5\x18\x8c\x18");
 	in.gpr[3] = (u64)mem + 512;
 	EXPECT("XLAT", NONE, "\xd5\x7f\xd7");
-	in.gpr[0] = in.gpr[1] = 0;
+	in.gpr[0] = 0;
+	in.gpr[1] = 0;
 	EXPECT("CPUID", NONE, "\xd5\xf7\xa2");
 	EXPECT("INVLPG [R16]", NONE, "\xd5\x90\x01\x38");
 	EXPECT("CLFLUSH [R25]", NONE, "\xd5\x91\xae\x79\x00");
@@ -858,7 +943,51 @@ static void guest_system(void)
 	EXPECT("PUSH FS", NONE, "\xd5\x80\xa0");
 	EXPECT("XCHG EAX, EAX is NOP", NONE, "\xd5\x66\x90");
 	EXPECT("XCHG R16D, EAX", NONE, "\xd5\x10\x90");
-	guest_done(20);
+	EXPECT("FNSTSW [R16]", NONE, "\xd5\x10\xdd\x38");
+	EXPECT("FNINIT", NONE, "\xd5\x77\xdb\xe3");
+	EXPECT("WBINVD", NONE, "\xd5\xf7\x09");
+	if (this_cpu_has(X86_FEATURE_CLFLUSHOPT))
+		EXPECT("CLFLUSHOPT [R25]", NONE, "\x66\xd5\x91\xae\x79\x00");
+	if (this_cpu_has(X86_FEATURE_RDPID))
+		EXPECT("RDPID R16", NONE, "\xf3\xd5\x90\xc7\xf8");
+
+	/* What is there already, i.e. everything goes on as before. */
+	asm volatile("sgdt %0" : "=m"(dt));
+	memcpy(in.mem + 512, &dt, sizeof(dt));
+	EXPECT("LGDT [R16]", NONE, "\xd5\x90\x01\x10");
+	asm volatile("sidt %0" : "=m"(dt));
+	memcpy(in.mem + 512, &dt, sizeof(dt));
+	EXPECT("LIDT [R25]", NONE, "\xd5\x91\x01\x19");
+	*(u16 *)(in.mem + 512) = get_cr0();
+	EXPECT("LMSW [R25]", NONE, "\xd5\x91\x01\x31");
+	asm volatile("mov %%ss, %0" : "=r"(ss));
+	*(u16 *)(in.mem + 516) = ss;
+	EXPECT("LSS R16D, [R25]", NONE, "\xd5\xd1\xb2\x01");
+	in.gpr[31] = get_cr0();
+	EXPECT("LMSW R31", NONE, "\xd5\x99\x01\xf7");
+
+	/* Null selectors, FS and GS aren't in use. */
+	*(u16 *)(in.mem + 516) = 0;
+	EXPECT("LFS R16D, [R25]", NONE, "\xd5\xd1\xb4\x01");
+	EXPECT("LGS R30D, [R16]", NONE, "\xd5\xd4\xb5\x30");
+	EXPECT("PUSH GS", NONE, "\xd5\x80\xa8");
+	*(u64 *)(in.stack + STACK_SIZE / 2) = 0;
+	EXPECT("POP FS", NONE, "\xd5\x80\xa1");
+	EXPECT("POP GS", NONE, "\xd5\xff\xa9");
+	in.gpr[16] = 0;
+	EXPECT("LLDT R16", NONE, "\xd5\x90\x00\xd0");
+	EXPECT("LTR R16", GP_VECTOR, "\xd5\x90\x00\xd8");
+
+	/* Userspace checks and provides the data. */
+	in.gpr[2] = PIO_PORT;
+	in.gpr[6] = (u64)mem + 512;
+	in.gpr[7] = (u64)mem + 520;
+	in.mem[512] = PIO_DATA;
+	EXPECT("OUTSB", NONE, "\xd5\x77\x6e");
+	GUEST_ASSERT_EQ(other.gpr[6], in.gpr[6] + 1);
+	EXPECT("INSB", NONE, "\xd5\x77\x6c");
+	GUEST_ASSERT_EQ(other.mem[520], PIO_DATA);
+	guest_done(40);
 }
 
 /* VEX has nothing to do with all this. */
@@ -878,28 +1007,58 @@ static void guest_vex(void)
  */
 #define EVEX_LEN	6
 
+enum evex_feature {
+	APX,
+	NCI_NDD_NF,
+	BMI1,
+	BMI2,
+	AVX512VL,
+};
+
 static const struct {
 	u8 bytes[EVEX_LEN];
-	bool is_nci_ndd_nf;
+	enum evex_feature feature;
 } evex[] = {
 	{{ 0x62, 0xf4, 0xfc, 0x08, 0x01, 0x08 }},	/* {evex} add %rcx, (%rax) */
 	{{ 0x62, 0xfc, 0xfc, 0x08, 0x01, 0x08 }},	/* add %rcx, (%r16) */
 	{{ 0x62, 0xe4, 0xfc, 0x08, 0x03, 0x10 }},	/* add (%rax), %r18 */
 	{{ 0x62, 0xf4, 0x7c, 0x08, 0x00, 0x08 }},	/* {evex} add %cl, (%rax) */
-	{{ 0x62, 0xf4, 0xec, 0x18, 0x01, 0x08 }, true},	/* add %rcx, (%rax), %rdx */
-	{{ 0x62, 0xf4, 0xfc, 0x0c, 0xff, 0x00 }, true},	/* {nf} inc (%rax) */
+	{{ 0x62, 0xf4, 0xec, 0x18, 0x01, 0x08 }, NCI_NDD_NF},	/* add %rcx, (%rax), %rdx */
+	{{ 0x62, 0xf4, 0xfc, 0x0c, 0xff, 0x00 }, NCI_NDD_NF},	/* {nf} inc (%rax) */
 	{{ 0x62, 0xf4, 0xfc, 0x08, 0xf7, 0x18 }},	/* {evex} neg (%rax) */
 	{{ 0x62, 0xfc, 0x7d, 0x08, 0xd1, 0x20 }},	/* shlw $1, (%r16) */
+	{{ 0x62, 0xfa, 0xec, 0x08, 0xf2, 0x08 }, BMI1},		/* andn (%r16), %rdx, %rcx */
+	{{ 0x62, 0xfa, 0xed, 0x08, 0xf7, 0x08 }, BMI2},		/* shlx %rdx, (%r16), %rcx */
+	{{ 0x62, 0xf9, 0xfe, 0x08, 0x6f, 0x08 }, AVX512VL},	/* vmovdqu64 (%r16), %xmm1 */
+	{{ 0x62, 0xf9, 0xfe, 0x08, 0x7f, 0x08 }, AVX512VL},	/* vmovdqu64 %xmm1, (%r16) */
 };
+
+static bool this_cpu_has_evex(enum evex_feature feature)
+{
+	switch (feature) {
+	case NCI_NDD_NF:
+		return this_cpu_has(X86_FEATURE_APX_NCI_NDD_NF);
+	case BMI1:
+		return this_cpu_has(X86_FEATURE_BMI1);
+	case BMI2:
+		return this_cpu_has(X86_FEATURE_BMI2);
+	case AVX512VL:
+		return this_cpu_has(X86_FEATURE_AVX512VL) &&
+		       (xgetbv(0) & XFEATURE_MASK_AVX512) == XFEATURE_MASK_AVX512;
+	default:
+		return true;
+	}
+}
 
 /* Returns false if the CPU doesn't know the instruction. */
 static bool evex_insn(struct insn *insn, int i)
 {
-	if (evex[i].is_nci_ndd_nf && !this_cpu_has(X86_FEATURE_APX_NCI_NDD_NF))
+	if (!this_cpu_has_evex(evex[i].feature))
 		return false;
 
 	random_state();
-	in.gpr[0] = in.gpr[16] = (u64)mem + 512;
+	in.gpr[0] = (u64)mem + 512;
+	in.gpr[16] = (u64)mem + 512;
 	memset(insn, 0, sizeof(*insn));
 	memcpy(insn->bytes, evex[i].bytes, EVEX_LEN);
 	insn->len = EVEX_LEN;
@@ -950,7 +1109,8 @@ static void guest_mmio_evex(void)
 	for (i = 0; i < ARRAY_SIZE(evex); i++) {
 		if (!evex_insn(&insn, i))
 			continue;
-		in.gpr[0] = in.gpr[16] = MMIO_GVA + 512;
+		in.gpr[0] = MMIO_GVA + 512;
+		in.gpr[16] = MMIO_GVA + 512;
 		untouched(&native, NONE);
 		run_state(&in, &other, &insn, false, mmio);
 		compare(&insn, "failed emulation", &native, &other, -1);
@@ -980,27 +1140,27 @@ static void guest_mmio_clwb(void)
 	guest_done(1);
 }
 
-/* XOR EAX, EAX with a useless REX2; no state is saved, R16-R31 may be disabled. */
-#define REX2_INSN ".byte 0xd5, 0x00, 0x31, 0xc0"
+/* TEST EAX, EAX with a useless REX2: changes nothing, R16-R31 may be disabled. */
+#define REX2_INSN ".byte 0xd5, 0x00, 0x85, 0xc0"
 
 static void guest_gate(void)
 {
-	u64 xcr0 = xgetbv(0), cr4 = get_cr4(), rax = 1;
+	u64 xcr0 = xgetbv(0), cr4 = get_cr4();
 
-	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN, "a"(rax)), 0);
-	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), 0);
+	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN), 0);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN), 0);
 
 	xsetbv(0, xcr0 & ~XFEATURE_MASK_APX);
-	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN, "a"(rax)), UD_VECTOR);
-	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), UD_VECTOR);
+	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN), UD_VECTOR);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN), UD_VECTOR);
 	xsetbv(0, xcr0);
 
 	set_cr4(cr4 & ~X86_CR4_OSXSAVE);
-	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN, "a"(rax)), UD_VECTOR);
-	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), UD_VECTOR);
+	GUEST_ASSERT_EQ(kvm_asm_safe(REX2_INSN), UD_VECTOR);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN), UD_VECTOR);
 	set_cr4(cr4);
 
-	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN, "a"(rax)), 0);
+	GUEST_ASSERT_EQ(kvm_asm_safe_fep(REX2_INSN), 0);
 	GUEST_DONE();
 }
 
@@ -1033,6 +1193,22 @@ static void handle_failed_emulation(struct kvm_vcpu *vcpu)
 	vcpu_regs_set(vcpu, &regs);
 }
 
+/* Returns false if it's a ucall. */
+static bool handle_pio(struct kvm_run *run)
+{
+	u8 *data = (u8 *)run + run->io.data_offset;
+
+	if (run->exit_reason != KVM_EXIT_IO || run->io.port != PIO_PORT)
+		return false;
+
+	TEST_ASSERT_EQ(run->io.size * run->io.count, 1);
+	if (run->io.direction == KVM_EXIT_IO_OUT)
+		TEST_ASSERT_EQ(*data, PIO_DATA);
+	else
+		*data = PIO_DATA;
+	return true;
+}
+
 static void run_insns(struct kvm_vcpu *vcpu)
 {
 	static const int vectors[] = { DE_VECTOR, UD_VECTOR, NM_VECTOR, SS_VECTOR,
@@ -1059,6 +1235,8 @@ static void run_insns(struct kvm_vcpu *vcpu)
 			handle_failed_emulation(vcpu);
 			continue;
 		}
+		if (handle_pio(vcpu->run))
+			continue;
 		switch (get_ucall(vcpu, &uc)) {
 		case UCALL_PRINTF:
 			pr_info("%s", uc.buffer);
@@ -1145,8 +1323,8 @@ FORCED_TEST(rex2_is_the_same_as_native, guest_forced)
 FORCED_TEST(random_instructions, guest_forced_random)
 FORCED_TEST(modrm_and_sib_corners, guest_modrm_and_sib)
 FORCED_TEST(branches_and_stack, guest_branches_and_stack)
-FORCED_TEST(system_instructions, guest_system)
-FORCED_TEST(jmpabs, guest_jmpabs)
+FORCED_TEST(system_instructions_are_the_same_as_native, guest_system)
+FORCED_TEST(jmpabs_is_the_same_as_native, guest_jmpabs)
 FORCED_TEST(opcodes_without_rex2_are_ud, guest_ud_opcodes)
 FORCED_TEST(xsave_family_is_ud, guest_ud_xsave)
 FORCED_TEST(prefixes_and_operands_that_are_ud, guest_ud_others)

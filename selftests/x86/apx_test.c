@@ -20,9 +20,6 @@
 
 #define NR_ROUNDS	10
 
-#define MMIO_GPA	0xd0000000ull
-#define MMIO_GVA	0xd0000000ull
-
 /* A page in low memory that the library doesn't use. */
 #define SIPI_GPA	0x1000
 
@@ -153,9 +150,14 @@ KVM_ONE_VCPU_TEST(apx, values_survive_exits, guest_exits)
 
 static u64 guest_pages[NR_ROUNDS * PAGE_SIZE / sizeof(u64)] __aligned(PAGE_SIZE);
 
-static void guest_ept_violations(void)
+static void guest_page_faults(void)
 {
 	u64 seed;
+
+	/* Code and stack are there from now on. */
+	guest_load_egprs(0);
+	guest_check_egprs(0);
+	GUEST_SYNC(1);
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
 		guest_load_egprs(seed);
@@ -166,15 +168,20 @@ static void guest_ept_violations(void)
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, values_survive_page_faults, guest_ept_violations)
+KVM_ONE_VCPU_TEST(apx, values_survive_page_faults, guest_page_faults)
 {
 	void *hva = addr_gva2hva(vcpu->vm, (gva_t)guest_pages);
+	u64 nr;
 
 	/* Make KVM fault in, i.e. handle an exit for, each of the pages. */
 	TEST_ASSERT(!madvise(hva, sizeof(guest_pages), MADV_DONTNEED),
 		    "madvise() failed, errno %d", errno);
 
+	run_vcpu(vcpu, 1);
+	nr = vcpu_get_stat(vcpu, pf_fixed);
 	run_vcpu_to_the_end(vcpu);
+	nr = vcpu_get_stat(vcpu, pf_fixed) - nr;
+	TEST_ASSERT(nr >= NR_ROUNDS, "Only %lu page faults", nr);
 }
 
 static void guest_get_xsave(void)
@@ -196,7 +203,7 @@ static void guest_get_xsave(void)
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, get_xsave, guest_get_xsave)
+KVM_ONE_VCPU_TEST(apx, get_xsave_shows_values, guest_get_xsave)
 {
 	struct egprs expected;
 	int i;
@@ -231,7 +238,7 @@ static void guest_set_xsave(void)
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, set_xsave, guest_set_xsave)
+KVM_ONE_VCPU_TEST(apx, set_xsave_loads_values, guest_set_xsave)
 {
 	struct egprs egprs;
 	struct kvm_xsave *xsave;
@@ -267,7 +274,7 @@ static void guest_one_seed(void)
 KVM_ONE_VCPU_TEST(apx, failed_set_xsave_changes_nothing, guest_one_seed)
 {
 	struct kvm_xsave *before, *after, *bad;
-	size_t size = kvm_check_cap(KVM_CAP_XSAVE2);
+	size_t size = xsave_size(vcpu);
 	int i, r;
 
 	run_vcpu(vcpu, 1);
@@ -345,13 +352,19 @@ static void guest_regs(void)
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, regs_and_sync_regs, guest_regs)
+static_assert(sizeof(struct kvm_regs) == 18 * sizeof(u64), "R16-R31 in kvm_regs");
+
+TEST_F(apx, regs_do_not_alias_r16_r31)
 {
+	struct kvm_vcpu *vcpu = self->vcpu;
 	struct kvm_sync_regs *sync = &vcpu->run->s.regs;
 	struct kvm_regs regs;
 	u64 seed;
 
-	TEST_ASSERT_EQ(sizeof(regs), 18 * sizeof(u64));
+	if (!kvm_has_cap(KVM_CAP_SYNC_REGS))
+		SKIP(return, "no KVM_CAP_SYNC_REGS");
+
+	vcpu_arch_set_entry_point(vcpu, guest_regs);
 
 	for (seed = 0; seed < NR_ROUNDS; seed++) {
 		vcpu->run->kvm_valid_regs = KVM_SYNC_X86_VALID_FIELDS;
@@ -359,9 +372,8 @@ KVM_ONE_VCPU_TEST(apx, regs_and_sync_regs, guest_regs)
 		vcpu->run->kvm_valid_regs = 0;
 
 		vcpu_regs_get(vcpu, &regs);
-		TEST_ASSERT(regs.rflags & BIT(1), "RFLAGS = 0x%llx", regs.rflags);
-		TEST_ASSERT(regs.rip >= sync->regs.rip && regs.rip < sync->regs.rip + 16,
-			    "RIP was 0x%llx, is 0x%llx", sync->regs.rip, regs.rip);
+		TEST_ASSERT(!memcmp(&regs, &sync->regs, sizeof(regs)),
+			    "KVM_GET_REGS and kvm_run disagree");
 
 		if (seed & 1) {
 			vcpu_regs_set(vcpu, &regs);
@@ -430,8 +442,11 @@ KVM_ONE_VCPU_TEST(apx, values_survive_failed_entry, guest_failed_entry)
 	run_vcpu_to_the_end(vcpu);
 }
 
-/* What the guest itself saves and restores, one component in any format. */
-static u8 guest_xsave_area[1024] __aligned(64);
+/*
+ * What the guest itself saves and restores: all components but the tiles of AMX,
+ * in any format.
+ */
+static u8 guest_xsave_area[4096] __aligned(64);
 
 enum xsave_insn {
 	XSAVE,
@@ -441,17 +456,20 @@ enum xsave_insn {
 	NR_XSAVE_INSNS,
 };
 
-#define XSAVE_INSN(insn)						\
+#define __XSAVE_INSN(insn, rfbm)					\
 ({									\
 	asm volatile(insn " (%0)"					\
 		     : : "r"(guest_xsave_area),				\
-		       "a"((u32)XFEATURE_MASK_APX), "d"(0) : "memory");	\
+		       "a"((u32)(rfbm)), "d"(0) : "memory");		\
 })
+
+#define XSAVE_INSN(insn) __XSAVE_INSN(insn, XFEATURE_MASK_APX)
 
 /* Component 19 only, i.e. it is the first one in the compacted format. */
 static struct egprs *guest_xsave(enum xsave_insn insn)
 {
 	struct xstate *xstate = (void *)guest_xsave_area;
+	u64 offset;
 
 	switch (insn) {
 	case XSAVE:
@@ -470,19 +488,24 @@ static struct egprs *guest_xsave(enum xsave_insn insn)
 
 	GUEST_ASSERT_EQ(xstate->header.xcomp_bv,
 			insn < XSAVEC ? 0 : BIT_ULL(63) | XFEATURE_MASK_APX);
-	return (void *)guest_xsave_area +
-	       (insn < XSAVEC ? this_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET) :
-				sizeof(*xstate));
+	offset = insn < XSAVEC ? this_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET) :
+				 sizeof(*xstate);
+	GUEST_ASSERT(offset + sizeof(struct egprs) <= sizeof(guest_xsave_area));
+	return (void *)guest_xsave_area + offset;
 }
 
-static bool this_cpu_has_xsave_insn(enum xsave_insn insn)
+static struct kvm_x86_cpu_feature xsave_insn_feature(enum xsave_insn insn)
 {
-	u32 eax, ebx, ecx, edx;
-
-	__cpuid(0xd, 1, &eax, &ebx, &ecx, &edx);
-
-	/* XSAVEOPT, XSAVEC, and XSAVES, which XGETBV(1) precedes. */
-	return insn == XSAVE || (eax & BIT(insn == XSAVES ? 3 : insn - 1));
+	switch (insn) {
+	case XSAVE:
+		return X86_FEATURE_XSAVE;
+	case XSAVEOPT:
+		return X86_FEATURE_XSAVEOPT;
+	case XSAVEC:
+		return X86_FEATURE_XSAVEC;
+	default:
+		return X86_FEATURE_XSAVES;
+	}
 }
 
 static void guest_check_xsave(enum xsave_insn insn, u64 seed)
@@ -522,7 +545,7 @@ static void guest_xsave_and_xrstor(void)
 	u64 seed = 0;
 
 	for (insn = XSAVE; insn < NR_XSAVE_INSNS; insn++) {
-		if (!this_cpu_has_xsave_insn(insn))
+		if (!this_cpu_has(xsave_insn_feature(insn)))
 			continue;
 
 		memset(guest_xsave_area, 0, sizeof(guest_xsave_area));
@@ -558,7 +581,7 @@ static void guest_xsave_and_xrstor(void)
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, guest_xsave, guest_xsave_and_xrstor)
+KVM_ONE_VCPU_TEST(apx, guest_xsave_sees_values, guest_xsave_and_xrstor)
 {
 	enum xsave_insn insn;
 	struct egprs egprs;
@@ -567,10 +590,7 @@ KVM_ONE_VCPU_TEST(apx, guest_xsave, guest_xsave_and_xrstor)
 	fill_egprs(&egprs, 1000);
 
 	for (insn = XSAVE; insn < NR_XSAVE_INSNS; insn++) {
-		/* Bits of the same leaf that the guest looks at. */
-		if (insn != XSAVE &&
-		    !(get_cpuid_entry(vcpu->cpuid, 0xd, 1)->eax &
-		      BIT(insn == XSAVES ? 3 : insn - 1)))
+		if (!vcpu_cpuid_has(vcpu, xsave_insn_feature(insn)))
 			continue;
 
 		run_vcpu(vcpu, 1);
@@ -584,6 +604,92 @@ KVM_ONE_VCPU_TEST(apx, guest_xsave, guest_xsave_and_xrstor)
 	}
 
 	run_vcpu_to_the_end(vcpu);
+}
+
+/* What CPUID says of components 2 to 18: the guest's, which follows XCR0. */
+static u64 guest_compacted_offset(u64 xcomp_bv)
+{
+	u64 offset = sizeof(struct xstate);
+	u32 eax, ebx, ecx, edx;
+	int i;
+
+	for (i = 2; i < 19; i++) {
+		if (!(xcomp_bv & BIT_ULL(i)))
+			continue;
+
+		__cpuid(0xd, i, &eax, &ebx, &ecx, &edx);
+		if (ecx & BIT(1))
+			offset = (offset + 63) & ~63ull;
+		offset += eax;
+	}
+	return offset;
+}
+
+static void guest_xsavec_all(void)
+{
+	u64 rfbm = xgetbv(0) & ~XFEATURE_MASK_XTILE_DATA;
+	u64 offset = guest_compacted_offset(rfbm);
+	struct xstate *xstate = (void *)guest_xsave_area;
+	struct egprs expected;
+	u64 seed;
+
+	GUEST_ASSERT(offset + sizeof(expected) <= sizeof(guest_xsave_area));
+
+	for (seed = 0; seed < NR_ROUNDS; seed++) {
+		memset(guest_xsave_area, 0xcc, sizeof(guest_xsave_area));
+		memset(&xstate->header, 0, sizeof(xstate->header));
+
+		/* Load, save, and restore, each of them after an exit. */
+		guest_load_egprs(seed);
+		GUEST_SYNC(2 * seed);
+		__XSAVE_INSN("xsavec64", rfbm);
+		GUEST_ASSERT_EQ(xstate->header.xcomp_bv, BIT_ULL(63) | rfbm);
+		GUEST_ASSERT(xstate->header.xstate_bv & XFEATURE_MASK_APX);
+		fill_egprs(&expected, seed);
+		GUEST_ASSERT(!memcmp(guest_xsave_area + offset, &expected,
+				     sizeof(expected)));
+
+		guest_load_egprs(seed + 1000);
+		GUEST_SYNC(2 * seed + 1);
+		XSAVE_INSN("xrstor64");
+		guest_check_egprs(seed);
+	}
+	GUEST_DONE();
+}
+
+TEST_F(apx, guest_xsave_of_all_components_sees_values)
+{
+	int i;
+
+	if (!kvm_cpu_has(X86_FEATURE_XSAVEC))
+		SKIP(return, "no XSAVEC");
+
+	vcpu_arch_set_entry_point(self->vcpu, guest_xsavec_all);
+	for (i = 0; i < NR_ROUNDS; i++) {
+		run_vcpu(self->vcpu, 2 * i);
+		check_xsave_seed(self->vcpu, i);
+		run_vcpu(self->vcpu, 2 * i + 1);
+		check_xsave_seed(self->vcpu, i + 1000);
+	}
+	run_vcpu_to_the_end(self->vcpu);
+}
+
+/* The size of the standard format, which is what the last byte needs. */
+static u64 guest_standard_size(u64 xcr0)
+{
+	u64 size = sizeof(struct xstate);
+	u32 eax, ebx, ecx, edx;
+	int i;
+
+	for (i = 2; i < 63; i++) {
+		if (!(xcr0 & BIT_ULL(i)))
+			continue;
+
+		__cpuid(0xd, i, &eax, &ebx, &ecx, &edx);
+		if (size < eax + ebx)
+			size = eax + ebx;
+	}
+	return size;
 }
 
 static void guest_xsetbv(void)
@@ -602,10 +708,16 @@ static void guest_xsetbv(void)
 	xsetbv(0, XFEATURE_MASK_FP | XFEATURE_MASK_APX);
 	GUEST_SYNC(1);
 	GUEST_ASSERT_EQ(xgetbv(0), XFEATURE_MASK_FP | XFEATURE_MASK_APX);
+	GUEST_ASSERT_EQ(this_cpu_property(X86_PROPERTY_XSTATE_MAX_SIZE_XCR0),
+			this_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET) +
+			sizeof(struct egprs));
 	GUEST_ASSERT_EQ(store_r31_safe(&val), 0);
 	guest_check_egprs(1);
 
-	/* MPX, together or one by one. */
+	/*
+	 * MPX, together or one by one.  No CPU has MPX and APX, i.e. this raises
+	 * #GP already because MPX isn't supported.
+	 */
 	xcr0 = XFEATURE_MASK_FP | XFEATURE_MASK_SSE | XFEATURE_MASK_APX;
 	GUEST_ASSERT_EQ(xsetbv_safe(0, xcr0 | XFEATURE_MASK_BNDREGS |
 				       XFEATURE_MASK_BNDCSR), GP_VECTOR);
@@ -613,16 +725,22 @@ static void guest_xsetbv(void)
 	GUEST_ASSERT_EQ(xsetbv_safe(0, xcr0 | XFEATURE_MASK_BNDCSR), GP_VECTOR);
 
 	/* Everything but APX is not enough. */
-	xsetbv(0, this_cpu_supported_xcr0() & ~XFEATURE_MASK_APX);
+	xcr0 = this_cpu_supported_xcr0() & ~XFEATURE_MASK_APX;
+	xsetbv(0, xcr0);
 	GUEST_SYNC(2);
+	GUEST_ASSERT_EQ(this_cpu_property(X86_PROPERTY_XSTATE_MAX_SIZE_XCR0),
+			guest_standard_size(xcr0));
 	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
 
-	xsetbv(0, this_cpu_supported_xcr0());
+	xcr0 |= XFEATURE_MASK_APX;
+	xsetbv(0, xcr0);
+	GUEST_ASSERT_EQ(this_cpu_property(X86_PROPERTY_XSTATE_MAX_SIZE_XCR0),
+			guest_standard_size(xcr0));
 	guest_check_egprs(1);
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, xsetbv, guest_xsetbv)
+KVM_ONE_VCPU_TEST(apx, xcr0_apx_needs_x87_only, guest_xsetbv)
 {
 	u64 xcr0 = XFEATURE_MASK_FP | XFEATURE_MASK_SSE | XFEATURE_MASK_APX;
 	int r;
@@ -736,7 +854,7 @@ static void guest_no_apx(void)
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, vcpu_without_apx, guest_no_apx)
+KVM_ONE_VCPU_TEST(apx, vcpu_without_apx_cannot_enable_it, guest_no_apx)
 {
 	u64 xcr0 = kvm_cpu_supported_xcr0();
 	struct egprs egprs;
@@ -815,7 +933,7 @@ static void restore(struct kvm_vcpu *vcpu, struct kvm_x86_state *state,
 	vcpu_regs_set(vcpu, &state->regs);
 }
 
-TEST(order_of_xcrs_and_xsave)
+TEST(xcrs_and_xsave_in_any_order)
 {
 	struct kvm_x86_state *state;
 	struct kvm_vcpu *vcpu;
@@ -966,7 +1084,7 @@ TEST(cpuid_is_consistent)
 
 static void guest_cpu_without_apx(void)
 {
-	u64 val;
+	u64 val = 0;
 
 	GUEST_ASSERT_EQ(xsetbv_safe(0, xgetbv(0) | XFEATURE_MASK_APX), GP_VECTOR);
 	GUEST_ASSERT_EQ(store_r31_safe(&val), UD_VECTOR);
@@ -983,6 +1101,10 @@ static void test_kvm_without_apx(void)
 
 	TEST_ASSERT(!(kvm_cpu_supported_xcr0() & XFEATURE_MASK_APX),
 		    "APX in CPUID.0xD, but not in CPUID.7.1");
+	TEST_ASSERT(!kvm_cpu_has(X86_FEATURE_APX_NCI_NDD_NF),
+		    "CPUID.0x29, but no APX in CPUID.7.1");
+	TEST_ASSERT_EQ(kvm_cpu_property(X86_PROPERTY_XSTATE_APX_SIZE), 0);
+	TEST_ASSERT_EQ(kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET), 0);
 
 	vm = vm_create_with_one_vcpu(&vcpu, guest_cpu_without_apx);
 
@@ -999,14 +1121,14 @@ static void test_kvm_without_apx(void)
 	TEST_ASSERT(r && errno == EINVAL,
 		    "KVM_SET_XCRS: wanted EINVAL, got %d (errno %d)", r, errno);
 
-	vcpu_run(vcpu);
-	TEST_ASSERT_EQ(get_ucall(vcpu, NULL), UCALL_DONE);
+	run_vcpu_to_the_end(vcpu);
 	kvm_vm_free(vm);
 }
 
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_XSAVE));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_XSAVE2));
 
 	if (!kvm_cpu_has(X86_FEATURE_APX))
 		test_kvm_without_apx();

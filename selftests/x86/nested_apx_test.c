@@ -21,9 +21,6 @@
 
 #define NR_ROUNDS	10
 
-#define MMIO_GPA	0xd0000000ull
-#define MMIO_GVA	0xd0000000ull
-
 #define L2_STACK_SIZE	512
 static u64 l2_stack[L2_STACK_SIZE] __aligned(16);
 
@@ -115,11 +112,7 @@ static void l2_xsetbv(u64 xcr0)
 {
 	u64 a = (u32)xcr0, c = 0, d = xcr0 >> 32;
 
-	asm volatile("lea -128(%%rsp), %%rsp\n\t"
-		     "push %%rbp\n\t"
-		     "xsetbv\n\t"
-		     "pop %%rbp\n\t"
-		     "lea 128(%%rsp), %%rsp\n\t"
+	asm volatile(ASM_KEEP_RBP("xsetbv")
 		     : "+a"(a), "+c"(c), "+d"(d)
 		     :
 		     : "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
@@ -345,6 +338,7 @@ static struct kvm_vcpu *create_nested_vm(void *l1_code)
 TEST(values_are_shared)
 {
 	struct kvm_vcpu *vcpu = create_nested_vm(l1_shared_values);
+	u64 nr = 0;
 	int i;
 
 	TEST_ASSERT(!madvise(addr_gva2hva(vcpu->vm, (gva_t)l2_pages),
@@ -354,8 +348,15 @@ TEST(values_are_shared)
 	for (i = 0; i < NR_ROUNDS; i++) {
 		run_vcpu(vcpu, i);
 		check_xsave_seed(vcpu, i);
+
+		/* From now on, all faults are of the pages. */
+		if (i == 1)
+			nr = vcpu_get_stat(vcpu, pf_fixed);
 	}
 	run_vcpu_to_the_end(vcpu);
+
+	nr = vcpu_get_stat(vcpu, pf_fixed) - nr;
+	TEST_ASSERT(nr >= NR_ROUNDS - 1, "Only %lu page faults in L2", nr);
 	kvm_vm_free(vcpu->vm);
 }
 
@@ -392,7 +393,7 @@ TEST(l0_emulates_xsetbv)
 	kvm_vm_free(vcpu->vm);
 }
 
-TEST(save_and_restore)
+TEST(values_survive_save_and_restore)
 {
 	struct kvm_vcpu *vcpu = create_nested_vm(l1_save_restore);
 	struct kvm_vm *vm = vcpu->vm;
@@ -408,7 +409,7 @@ TEST(save_and_restore)
 	kvm_vm_free(vm);
 }
 
-TEST(failed_entry)
+TEST(values_survive_failed_entry)
 {
 	struct kvm_vcpu *vcpu = create_nested_vm(l1_failed_entry);
 

@@ -21,7 +21,16 @@
 #include "processor.h"
 #include "test_util.h"
 
+/* KVM and this header would disagree with the compiler about who owns R16-R31. */
+#ifdef __APX_F__
+# error Tests of APX must not be compiled to use R16-R31
+#endif
+
 #define NR_EGPRS	16
+
+/* A page that isn't memory, for accesses that KVM has to emulate. */
+#define MMIO_GPA	0xd0000000ull
+#define MMIO_GVA	0xd0000000ull
 
 struct egprs {
 	u64 r[NR_EGPRS];
@@ -104,6 +113,17 @@ static inline void guest_disable_apx(void)
 {
 	xsetbv(0, xgetbv(0) & ~XFEATURE_MASK_APX);
 }
+
+/*
+ * For inline assembly: L1 may have left anything in all GPRs but RSP after
+ * @insns, also in RBP, which can't be clobbered.  Mind the red zone.
+ */
+#define ASM_KEEP_RBP(insns)		\
+	"lea -128(%%rsp), %%rsp\n\t"	\
+	"push %%rbp\n\t"		\
+	insns "\n\t"			\
+	"pop %%rbp\n\t"			\
+	"lea 128(%%rsp), %%rsp\n\t"
 
 /*
  * Run the vCPU once, with values in userspace's R16-R31 that the guest must not
@@ -206,9 +226,14 @@ static inline bool egprs_are_zero(const struct egprs *egprs)
 	return true;
 }
 
+static inline size_t xsave_size(struct kvm_vcpu *vcpu)
+{
+	return vm_check_cap(vcpu->vm, KVM_CAP_XSAVE2);
+}
+
 static inline struct kvm_xsave *get_xsave(struct kvm_vcpu *vcpu)
 {
-	struct kvm_xsave *xsave = calloc(1, kvm_check_cap(KVM_CAP_XSAVE2));
+	struct kvm_xsave *xsave = calloc(1, xsave_size(vcpu));
 
 	TEST_ASSERT(xsave, "-ENOMEM when allocating kvm_xsave");
 	vcpu_xsave2_get(vcpu, xsave);
