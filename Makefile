@@ -14,7 +14,7 @@ help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
 run:        ## run the APX tests: fetches, builds and boots all that this needs
 	@ci/run apx
-check:      ## run all tests of the project; what .ci/run calls
+check:      ## run all tests; with TESTS= or CPU= those rows of ci/runs only
 	@ci/check
 base:       ## fetch Linux, verify it, apply the series: build/linux-VERSION
 	@ci/apply linux

@@ -272,29 +272,65 @@ write() {
 	mv -f "$1.tmp" "$1"
 }
 
-# result pass|fail|skip NAME [DETAIL]: one line per test case, and the count.
-# The caller has set results, the file that they are counted in.
+# result pass|fail|skip NAME [DETAIL]: one line per test case, and one of KTAP in
+# the file that the caller has set results to.
 result() {
-	local word
+	local word ok=ok note="${3:+ # ${3//$'\n'/ }}" n
 	case $1 in
 	pass) word=PASS ;;
-	fail) word=FAIL ;;
-	skip) word=SKIP ;;
+	fail) word=FAIL ok='not ok' ;;
+	skip) word=SKIP note=" # SKIP ${3-}" ;;
 	esac
 	printf '%s  %s%s\n' "$word" "$2" "${3:+  ($3)}"
-	printf '%s\n' "$1" >>"${results:?}"
+	[ -s "${results:?}" ] || echo 'KTAP version 1' >"$results"
+	n=$(grep -cE '^(not )?ok ' "$results") || true
+	printf '%s %d %s%s\n' "$ok" $((n + 1)) "${2//#/}" "$note" >>"$results"
 }
 
-# summary: the counts of all results as the last line; fails if any test did.
+# counted pass|fail|skip: how many there are so far.
+counted() {
+	awk -v what="$1" '/^not ok / {n["fail"]++} /^ok / {n[/ # SKIP/ ? "skip" : "pass"]++} END {print n[what] + 0}' "$results"
+}
+
+counts() { printf '%s passed, %s failed, %s skipped\n' "$(counted pass)" "$(counted fail)" "$(counted skip)"; }
+
+# took part|boot NAME SECONDS: what has ended, and the results since the last one
+# are its.  A boot is a piece of a part.
+took() {
+	[ -s "${results:?}" ] || echo 'KTAP version 1' >"$results"
+	printf '# %s\t%s\t%s\n' "$@" >>"$results"
+}
+
+# times: a table of what was noted so.
+times() {
+	awk -F'\t' '
+		function row(name, c) {printf "%-60s %7d %7d %7d %8d\n", name, c["pass"], c["fail"], c["skip"], $3}
+		BEGIN {printf "%-60s %7s %7s %7s %8s\n", "", "passed", "failed", "skipped", "seconds"}
+		/^not ok / {n["fail"]++; all["fail"]++}
+		/^ok / {w = / # SKIP/ ? "skip" : "pass"; n[w]++; all[w]++}
+		$1 == "# boot" {row("  " $2, n); delete n}
+		$1 == "# part" {row($2, all); delete n; delete all}' "$results"
+}
+
+# summary: the times, if any, and the counts of all results as the last line;
+# fails if any test did.  Results without a plan at their end are not whole.
 summary() {
-	local p f s
-	p=$(grep -cx pass "$results") || true
-	f=$(grep -cx fail "$results") || true
-	s=$(grep -cx skip "$results") || true
-	printf '%s passed, %s failed, %s skipped\n' "$p" "$f" "$s"
-	[ "$f" = 0 ] && [ "$p" != 0 ]
+	! grep -qE $'^# (part|boot)\t' "$results" || times
+	printf '1..%d\n' "$(grep -cE '^(not )?ok ' "$results")" >>"$results"
+	counts
+	[ "$(counted fail)" = 0 ] && [ "$(counted pass)" != 0 ]
+}
+
+# interrupted SIGNAL: says what is known by then, and ends of it.
+interrupted() {
+	step_untick
+	if [ -f "${results-}" ] && [ -z "${KVM_APX_RESULTS-}" ]; then
+		say "interrupted, $(counts) until then: $results"
+	fi
+	trap - "$1"
+	kill -"$1" $$
 }
 
 trap 'step_untick' EXIT
-trap 'step_untick; trap - INT; kill -INT $$' INT
-trap 'step_untick; trap - TERM; kill -TERM $$' TERM
+trap 'interrupted INT' INT
+trap 'interrupted TERM' TERM
