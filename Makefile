@@ -8,7 +8,8 @@ export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
 .PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
-	range-diff mutants bisect-check machine-check machine-fuzz machine-bench docs-check cost regress clean distclean
+	range-diff mutants bisect-check machine-check machine-fuzz machine-bench docs-check cost regress kselftest \
+	clean distclean
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
@@ -64,6 +65,8 @@ cost:       ## size of KVM and instructions per VM-exit, base and series
 	@ci/cost
 regress:    ## KVM's own selftests on CPU= or all rows, base against series
 	@ci/regress $(CPU)
+kselftest:  ## the APX tests on CPU=, packed and run by kselftest itself
+	@ci/kselftest
 clean:      ## remove what was built
 	@ci/clean
 distclean:  ## remove the whole build folder; the downloads stay
