@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Shared by the programs of ci/soak: where random numbers come from, rounds, the
+ * VMM's own R16-R31 around KVM_RUN, and what KVM_GET_XSAVE has to say.
+ *
+ * Seed and rounds are in the environment, as the kernel's command line passes
+ * them to init.  A round depends on them only, not on the rounds before it.
+ */
+#ifndef SOAK_H
+#define SOAK_H
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "apx.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+
+/*
+ * Where a value comes from is in its top bits, i.e. a value in the wrong place
+ * says whose it is.
+ */
+#define TAG_GUEST	0x6000ull	/* and the vCPU's number */
+#define TAG_VMM		0x5ec2ull	/* loaded around KVM_RUN */
+#define TAG_THREAD	0x7eadull	/* a thread that isn't a vCPU */
+
+static const char *soak_part;
+static u64 soak_seed, soak_from, soak_rounds, soak_round;
+static bool soak_passed;
+
+static inline u64 soak_random(u64 *state)
+{
+	u64 z = *state += 0x9e3779b97f4a7c15ull;
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+	return z ^ (z >> 31);
+}
+
+/* True once in @n times. */
+static inline bool soak_once_in(u64 *state, u64 n)
+{
+	return !(soak_random(state) % n);
+}
+
+static inline void soak_fill(struct egprs *egprs, u64 *state, u64 tag)
+{
+	int i;
+
+	for (i = 0; i < NR_EGPRS; i++)
+		egprs->r[i] = (soak_random(state) >> 16) | tag << 48;
+}
+
+static inline u64 soak_env(const char *name, u64 otherwise)
+{
+	const char *val = getenv(name);
+
+	return val ? strtoull(val, NULL, 0) : otherwise;
+}
+
+static void soak_at_exit(void)
+{
+	if (!soak_passed)
+		printf("failed: %s, seed %lu, round %lu\n", soak_part, soak_seed, soak_round);
+	fflush(stdout);
+}
+
+static inline void soak_begin(const char *part)
+{
+	soak_part = part;
+	soak_seed = soak_env("SOAK_SEED", 1);
+	soak_from = soak_env("SOAK_FROM", 0);
+	soak_rounds = soak_env("SOAK_ROUNDS", 1);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	atexit(soak_at_exit);
+}
+
+#define for_each_round()							\
+	for (soak_round = soak_from; soak_round < soak_from + soak_rounds; soak_round++)
+
+/* Where the random numbers of this round begin. */
+static inline u64 soak_round_state(void)
+{
+	u64 state = soak_seed;
+
+	state = soak_random(&state) + soak_round;
+	return soak_random(&state);
+}
+
+/* VMs that are still there, of which debugfs has a folder each. */
+static inline int soak_vms(void)
+{
+	DIR *dir = opendir("/sys/kernel/debug/kvm");
+	struct dirent *entry;
+	int nr = 0;
+
+	TEST_ASSERT(dir, "No /sys/kernel/debug/kvm");
+	while ((entry = readdir(dir))) {
+		if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+			nr++;
+	}
+	closedir(dir);
+	return nr;
+}
+
+static inline void soak_end(void)
+{
+	TEST_ASSERT(!soak_vms(), "%d VMs are left", soak_vms());
+	soak_passed = true;
+}
+
+/* Run the vCPU, with values in R16-R31 that are nobody else's. */
+static inline int soak_run(struct kvm_vcpu *vcpu, u64 *state)
+{
+	struct egprs before, after;
+	int i, r, err;
+
+	soak_fill(&before, state, TAG_VMM);
+	load_egprs(&before);
+	r = __vcpu_run(vcpu);
+	err = errno;
+	store_egprs(&after);
+
+	for (i = 0; i < NR_EGPRS; i++)
+		TEST_ASSERT(before.r[i] == after.r[i],
+			    "vCPU %u: the VMM had 0x%lx in R%d before KVM_RUN, and 0x%lx after",
+			    vcpu->id, before.r[i], i + 16, after.r[i]);
+	errno = err;
+	return r;
+}
+
+/* The buffer is of the size that KVM_CAP_XSAVE2 tells, or larger. */
+#define SOAK_XSAVE_SIZE	16384
+
+static inline void soak_get_xsave(struct kvm_vcpu *vcpu, void *xsave)
+{
+	memset(xsave, 0, SOAK_XSAVE_SIZE);
+	vcpu_xsave2_get(vcpu, (struct kvm_xsave *)xsave);
+}
+
+static inline void soak_set_xsave_egprs(struct kvm_vcpu *vcpu, const struct egprs *egprs)
+{
+	u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
+
+	soak_get_xsave(vcpu, xsave);
+	memcpy(xsave_egprs(xsave), egprs, sizeof(*egprs));
+	xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
+	vcpu_xsave_set(vcpu, (struct kvm_xsave *)xsave);
+}
+
+static inline void soak_check_xsave(struct kvm_vcpu *vcpu, const struct egprs *expected,
+				    const char *where)
+{
+	u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
+	bool is_set;
+	int i;
+
+	soak_get_xsave(vcpu, xsave);
+	is_set = xsave_header(xsave)->xstate_bv & XFEATURE_MASK_APX;
+	for (i = 0; i < NR_EGPRS; i++)
+		TEST_ASSERT(xsave_egprs(xsave)[i] == expected->r[i],
+			    "vCPU %u, %s: wanted R%d = 0x%lx, KVM_GET_XSAVE2 says 0x%lx",
+			    vcpu->id, where, i + 16, expected->r[i], xsave_egprs(xsave)[i]);
+	TEST_ASSERT(is_set == !egprs_are_zero(expected),
+		    "vCPU %u, %s: XSTATE_BV[APX] is %d", vcpu->id, where, is_set);
+}
+
+#endif /* SOAK_H */

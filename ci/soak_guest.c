@@ -1,0 +1,919 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Guests that do random things with R16-R31, and all that may go wrong with them
+ * meanwhile.  Guests keep a model of their registers in memory, check it after
+ * each step, and the host checks it against KVM_GET_XSAVE.
+ *
+ * What is different is how they run, see SOAK_PART:
+ *   guest    two vCPUs that share a thread, vCPU 0 sends INIT and SIPI to vCPU 1
+ *   load     eight vCPUs, with APX and without, and as many threads, beside other
+ *            threads with values of their own, signals, and changing affinity
+ *   migrate  one vCPU, often saved and restored to another VM
+ *
+ * vCPU 0 also has L2, and gets SMIs.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "apic.h"
+#include "smm.h"
+#include "soak.h"
+#include "svm_util.h"
+#include "vmx.h"
+
+#define MAX_VCPUS	8
+#define NR_SECRET_THREADS 4
+
+#define MMIO_GPA	0xd0000000ull
+#define MMIO_GVA	0xd0000000ull
+#define MMIO_R16	0x100	/* where R16 is written to, and read from */
+#define PIO_PORT	0x2000
+#define SIPI_GPA	0x1000
+#define SMRAM_GPA	0x1000000
+#define SMI_PORT	0xe
+#define NO_APIC_ID	0x7f
+
+#define TIMER_VECTOR	0x40	/* and the vCPU's number */
+
+struct guest {
+	/* The host's. */
+	u64 random;
+	u64 steps;
+	u64 id;
+	void *nested_data;
+	bool has_apx;
+	bool has_xsavec;
+	u32 apx_offset;
+	bool sends_init;
+	bool may_send_init;
+	bool gets_smis;
+	bool lost_apic;
+
+	/* The model. */
+	struct egprs model;
+	bool apx_is_on;
+
+	u64 step;
+	const char *what;
+	u64 nr_irqs;
+	bool timer_is_set;
+
+	/* What was saved there by XSAVE. */
+	struct egprs saved;
+	bool has_saved;
+	u8 xsave_area[2048] __aligned(64);
+};
+
+/* One set per VM. */
+static struct guest guests[MAX_VCPUS];
+static u64 guest_pages[MAX_VCPUS][PAGE_SIZE / sizeof(u64)] __aligned(PAGE_SIZE);
+
+enum {
+	SYNC_ANY,
+	SYNC_BEFORE_INIT,
+	SYNC_AFTER_INIT,
+	SYNC_L2,
+};
+
+static void check(struct guest *g)
+{
+	struct egprs actual;
+	u64 val;
+	int i;
+
+	if (!g->apx_is_on) {
+		__GUEST_ASSERT(store_r31_safe(&val) == UD_VECTOR,
+			       "vCPU %lu, step %lu, %s: no #UD without XCR0.APX",
+			       g->id, g->step, g->what);
+		return;
+	}
+
+	store_egprs(&actual);
+	for (i = 0; i < NR_EGPRS; i++)
+		__GUEST_ASSERT(actual.r[i] == g->model.r[i],
+			       "vCPU %lu, step %lu, %s: wanted R%d = 0x%lx, got 0x%lx",
+			       g->id, g->step, g->what, i + 16, g->model.r[i], actual.r[i]);
+}
+
+static void timer_handler(struct ex_regs *regs)
+{
+	struct guest *g = &guests[regs->vector - TIMER_VECTOR];
+
+	check(g);
+	g->nr_irqs++;
+	g->timer_is_set = false;
+	x2apic_write_reg(APIC_EOI, 0);
+	check(g);
+}
+
+static void init_apic(struct guest *g)
+{
+	x2apic_enable();
+	x2apic_write_reg(APIC_LVTT, APIC_LVT_TIMER_TSCDEADLINE | (TIMER_VECTOR + g->id));
+	asm volatile("mfence" : : : "memory");
+	g->lost_apic = false;
+}
+
+static void set_timer(struct guest *g)
+{
+	if (g->timer_is_set)
+		return;
+	g->timer_is_set = true;
+	wrmsr(MSR_IA32_TSC_DEADLINE, rdtsc() + 1000 + soak_random(&g->random) % 30000);
+}
+
+/* add $1, %rN */
+static void add_one(int nr)
+{
+	switch (nr) {
+#define CASE(nr)								\
+	case nr:								\
+		asm volatile(".byte 0xd5, 0x18 | " #nr " >> 3, 0x83, 0xc0 | (" #nr " & 7), 1" \
+			     : : : "cc");					\
+		break
+	CASE(0); CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6); CASE(7);
+	CASE(8); CASE(9); CASE(10); CASE(11); CASE(12); CASE(13); CASE(14); CASE(15);
+	}
+}
+
+/* Each register's value goes to the one below. */
+static void rotate(struct guest *g)
+{
+	struct egprs before, after;
+	int i;
+
+	store_egprs(&before);
+	for (i = 0; i < NR_EGPRS; i++)
+		after.r[i] = before.r[(i + 1) % NR_EGPRS];
+	load_egprs(&after);
+
+	before = g->model;
+	for (i = 0; i < NR_EGPRS; i++)
+		g->model.r[i] = before.r[(i + 1) % NR_EGPRS];
+}
+
+#define XSAVE_INSN(g, insn)						\
+	asm volatile(insn " (%0)" : : "r"((g)->xsave_area),		\
+		     "a"((u32)XFEATURE_MASK_APX), "d"(0) : "memory")
+
+static void xsave(struct guest *g)
+{
+	struct xstate *xstate = (void *)g->xsave_area;
+	struct egprs *egprs;
+	int i;
+
+	if (g->has_xsavec && soak_once_in(&g->random, 2)) {
+		XSAVE_INSN(g, "xsavec64");
+		GUEST_ASSERT_EQ(xstate->header.xcomp_bv, BIT_ULL(63) | XFEATURE_MASK_APX);
+		egprs = (void *)g->xsave_area + sizeof(*xstate);
+	} else {
+		memset(&xstate->header, 0, sizeof(xstate->header));
+		XSAVE_INSN(g, "xsave64");
+		egprs = (void *)g->xsave_area + g->apx_offset;
+	}
+
+	/* XSAVE may take zeros for what they are, or for the initial state. */
+	if (xstate->header.xstate_bv & XFEATURE_MASK_APX) {
+		for (i = 0; i < NR_EGPRS; i++)
+			__GUEST_ASSERT(egprs->r[i] == g->model.r[i],
+				       "vCPU %lu, step %lu: R%d = 0x%lx, XSAVE wrote 0x%lx",
+				       g->id, g->step, i + 16, g->model.r[i], egprs->r[i]);
+	} else {
+		__GUEST_ASSERT(egprs_are_zero(&g->model),
+			       "vCPU %lu, step %lu: XSAVE says that R16-R31 are zero",
+			       g->id, g->step);
+	}
+	g->saved = g->model;
+	g->has_saved = true;
+}
+
+static void xrstor(struct guest *g)
+{
+	struct xstate *xstate = (void *)g->xsave_area;
+
+	if (!g->has_saved)
+		return;
+	if (soak_once_in(&g->random, 4)) {
+		xstate->header.xstate_bv = 0;
+		memset(&g->saved, 0, sizeof(g->saved));
+	}
+	XSAVE_INSN(g, "xrstor64");
+	g->model = g->saved;
+}
+
+/* What changes R16-R31, with interrupts off. */
+static void change(struct guest *g)
+{
+	int nr;
+
+	switch (soak_random(&g->random) % 8) {
+	case 0:
+	case 1:
+		g->what = "load";
+		soak_fill(&g->model, &g->random, TAG_GUEST | g->id);
+		load_egprs(&g->model);
+		break;
+	case 2:
+		g->what = "add";
+		nr = soak_random(&g->random) % NR_EGPRS;
+		add_one(nr);
+		g->model.r[nr]++;
+		break;
+	case 3:
+		g->what = "rotate";
+		rotate(g);
+		break;
+	case 4:
+		g->what = "load zeros, or all but one";
+		memset(&g->model, 0, sizeof(g->model));
+		if (soak_once_in(&g->random, 2))
+			g->model.r[soak_random(&g->random) % NR_EGPRS] = 1;
+		load_egprs(&g->model);
+		break;
+	case 5:
+		g->what = "XSAVE";
+		xsave(g);
+		break;
+	case 6:
+		g->what = "XRSTOR";
+		xrstor(g);
+		break;
+	case 7:
+		/* mov (%rbx), %r16: the host knows what it is going to be. */
+		g->what = "load from MMIO";
+		asm volatile(".byte 0xd5, 0x48, 0x8b, 0x03" : : "b"(MMIO_GVA + MMIO_R16) : "memory");
+		break;
+	}
+}
+
+static void toggle(struct guest *g)
+{
+	u64 xcr0 = xgetbv(0);
+
+	g->what = "XSETBV";
+	if (!g->has_apx) {
+		__GUEST_ASSERT(xsetbv_safe(0, xcr0 | XFEATURE_MASK_APX) == GP_VECTOR,
+			       "vCPU %lu: no #GP", g->id);
+		return;
+	}
+	xsetbv(0, xcr0 ^ XFEATURE_MASK_APX);
+	g->apx_is_on = !g->apx_is_on;
+}
+
+static void spin(struct guest *g)
+{
+	u64 i = soak_random(&g->random) % 3000;
+
+	while (i--)
+		cpu_relax();
+}
+
+/* Exits of L1 and L2 that R16-R31 have to survive. */
+static void exit_to_l0(struct guest *g, int sync)
+{
+	u64 *mmio = (void *)MMIO_GVA;
+	u8 buf[16], *src = buf;
+	u64 len = sizeof(buf);
+
+	switch (soak_random(&g->random) % 12) {
+	case 0:
+		g->what = "MMIO read";
+		READ_ONCE(*mmio);
+		break;
+	case 1:
+		g->what = "MMIO write";
+		WRITE_ONCE(*mmio, g->step);
+		break;
+	case 2:
+		/* mov %r16, (%rbx): the host compares. */
+		g->what = "store to MMIO";
+		if (g->apx_is_on)
+			asm volatile(".byte 0xd5, 0x48, 0x89, 0x03"
+				     : : "b"(MMIO_GVA + MMIO_R16) : "memory");
+		break;
+	case 3:
+		g->what = "RDMSR";
+		rdmsr(MSR_IA32_UCODE_REV);
+		break;
+	case 4:
+		g->what = "page fault";
+		WRITE_ONCE(guest_pages[g->id][0], g->step);
+		break;
+	case 5:
+		g->what = "OUTS";
+		asm volatile("rep outsb" : "+S"(src), "+c"(len) : "d"(PIO_PORT) : "memory");
+		break;
+	case 6:
+		g->what = "busy";
+		spin(g);
+		break;
+	default:
+		g->what = "sync";
+		GUEST_SYNC(sync);
+		break;
+	}
+}
+
+static void exit_of_l1(struct guest *g)
+{
+	u64 nr = g->nr_irqs;
+	u32 eax, ebx, ecx, edx;
+
+	switch (soak_random(&g->random) % 10) {
+	case 0:
+		g->what = "CPUID";
+		__cpuid(0, 0, &eax, &ebx, &ecx, &edx);
+		break;
+	case 1:
+		g->what = "hypercall";
+		kvm_hypercall(KVM_HC_VAPIC_POLL_IRQ, 0, 0, 0, 0);
+		break;
+	case 2:
+		g->what = "XSETBV of the same";
+		xsetbv(0, xgetbv(0));
+		break;
+	case 3:
+		g->what = "IPI to nobody";
+		x2apic_write_reg(APIC_ICR, (u64)NO_APIC_ID << 32 | APIC_INT_ASSERT | TIMER_VECTOR);
+		break;
+	case 4:
+		g->what = "HLT";
+		cli();
+		nr = g->nr_irqs;
+		set_timer(g);
+		while (g->nr_irqs == nr) {
+			safe_halt();
+			cli();
+		}
+		break;
+	case 5:
+		g->what = "SMI to itself";
+		if (g->gets_smis)
+			x2apic_write_reg(APIC_ICR, APIC_DEST_SELF | APIC_INT_ASSERT | APIC_DM_SMI);
+		break;
+	default:
+		exit_to_l0(g, SYNC_ANY);
+		break;
+	}
+}
+
+static void send_init(struct guest *g)
+{
+	const u64 icr = 1ull << 32 | APIC_DEST_PHYSICAL | APIC_INT_ASSERT;
+
+	g->what = "INIT and SIPI to vCPU 1";
+	GUEST_SYNC(SYNC_BEFORE_INIT);
+	if (!g->may_send_init)
+		return;
+	x2apic_write_reg(APIC_ICR, icr | APIC_DM_INIT);
+	x2apic_write_reg(APIC_ICR, icr | APIC_DM_STARTUP | (SIPI_GPA >> 12));
+	GUEST_SYNC(SYNC_AFTER_INIT);
+}
+
+/* Only vCPU 0 has it: svm_util.c, too, has one set of L2's registers only. */
+#define L2_STACK_SIZE	1024
+static u64 l2_stack[L2_STACK_SIZE] __aligned(16);
+static bool l2_is_ready, l2_launched;
+
+static void l2_code(void)
+{
+	struct guest *g = &guests[0];
+	int i, nr;
+
+	for (;;) {
+		nr = soak_random(&g->random) % 6;
+		for (i = 0; i < nr; i++) {
+			check(g);
+			if (soak_once_in(&g->random, 3) && g->apx_is_on)
+				change(g);
+			else
+				exit_to_l0(g, SYNC_L2);
+			check(g);
+			/* Let a timer in. */
+			if (soak_once_in(&g->random, 2))
+				sti_nop_cli();
+		}
+		g->what = "call of L1";
+		if (host_cpu_is_intel)
+			vmcall();
+		else
+			vmmcall();
+	}
+}
+
+static void prepare_l2(struct guest *g)
+{
+	void *rsp = &l2_stack[L2_STACK_SIZE - 1];
+
+	if (host_cpu_is_intel) {
+		GUEST_ASSERT(prepare_for_vmx_operation(g->nested_data));
+		GUEST_ASSERT(load_vmcs(g->nested_data));
+		prepare_vmcs(g->nested_data, l2_code, rsp);
+		vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) |
+						   CPU_BASED_USE_MSR_BITMAPS);
+	} else {
+		generic_svm_setup(g->nested_data, l2_code, rsp);
+	}
+	l2_is_ready = true;
+}
+
+static void run_l2(struct guest *g)
+{
+	struct svm_test_data *svm = g->nested_data;
+
+	if (!l2_is_ready)
+		prepare_l2(g);
+
+	if (host_cpu_is_intel) {
+		GUEST_ASSERT(!(l2_launched ? vmresume() : vmlaunch()));
+		l2_launched = true;
+		GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
+		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) + vmreadz(VM_EXIT_INSTRUCTION_LEN));
+	} else {
+		run_guest(svm->vmcb, svm->vmcb_gpa);
+		asm volatile("stgi");
+		GUEST_ASSERT_EQ(svm->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+		svm->vmcb->save.rip += 3;
+	}
+}
+
+static void guest_code(u64 id)
+{
+	struct guest *g = &guests[id];
+
+	cli();
+	init_apic(g);
+	if (g->has_apx)
+		load_egprs(&g->model);
+
+	for (g->step = 0; g->step < g->steps; g->step++) {
+		if (g->lost_apic)
+			init_apic(g);
+		check(g);
+
+		switch (soak_random(&g->random) % 12) {
+		case 0:
+			toggle(g);
+			break;
+		case 1:
+		case 2:
+		case 3:
+			if (g->apx_is_on)
+				change(g);
+			break;
+		case 4:
+			g->what = "L2";
+			if (g->nested_data)
+				run_l2(g);
+			break;
+		case 5:
+			if (g->sends_init)
+				send_init(g);
+			break;
+		default:
+			/* Interrupts may come whenever they want to. */
+			if (soak_once_in(&g->random, 4))
+				set_timer(g);
+			if (soak_once_in(&g->random, 2))
+				sti();
+			exit_of_l1(g);
+			cli();
+			break;
+		}
+		check(g);
+	}
+	GUEST_DONE();
+}
+
+/* Everything below is the host's. */
+
+struct host {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	struct guest *g;
+	u64 random;
+	int id;
+	bool done;
+	/* Outside of any ucall's handling, i.e. at a sync. */
+	bool is_at_sync;
+};
+
+static struct host hosts[MAX_VCPUS];
+static int nr_vcpus;
+static bool migrates;
+static u64 total_steps, total_exits, total_syncs, total_migrations, total_in_l2;
+static u64 total_smis, total_inits, total_signals;
+
+static void migrate(struct host *h)
+{
+	struct kvm_x86_state *state;
+	struct kvm_lapic_state lapic;
+	u64 deadline;
+	struct kvm_vcpu *vcpu;
+
+	total_exits += vcpu_get_stat(h->vcpu, exits);
+	state = vcpu_save_state(h->vcpu);
+	vcpu_ioctl(h->vcpu, KVM_GET_LAPIC, &lapic);
+	deadline = vcpu_get_msr(h->vcpu, MSR_IA32_TSC_DEADLINE);
+
+	kvm_vm_release(h->vm);
+	vcpu = vm_recreate_with_one_vcpu(h->vm);
+	if (!h->g->has_apx)
+		vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
+	vcpu_load_state(vcpu, state);
+	vcpu_ioctl(vcpu, KVM_SET_LAPIC, &lapic);
+	vcpu_set_msr(vcpu, MSR_IA32_TSC_DEADLINE, deadline);
+
+	if (state->nested.flags & KVM_STATE_NESTED_GUEST_MODE)
+		total_in_l2++;
+	total_migrations++;
+	kvm_x86_state_cleanup(state);
+	h->vcpu = vcpu;
+}
+
+static void check_host(struct host *h, const char *where)
+{
+	struct kvm_xcrs xcrs;
+
+	soak_check_xsave(h->vcpu, &h->g->model, where);
+	vcpu_xcrs_get(h->vcpu, &xcrs);
+	TEST_ASSERT(!!(xcrs.xcrs[0].value & XFEATURE_MASK_APX) == h->g->apx_is_on,
+		    "vCPU %d, %s: XCR0 = 0x%llx, XCR0.APX has to be %d",
+		    h->id, where, xcrs.xcrs[0].value, h->g->apx_is_on);
+}
+
+static void set_xsave(struct host *h)
+{
+	u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
+	struct egprs egprs;
+
+	soak_fill(&egprs, &h->random, TAG_GUEST | h->id);
+	switch (soak_random(&h->random) % 3) {
+	case 0:
+		/* Values that a vCPU without APX never shows. */
+		soak_set_xsave_egprs(h->vcpu, &egprs);
+		if (h->g->has_apx)
+			h->g->model = egprs;
+		break;
+	case 1:
+		soak_get_xsave(h->vcpu, xsave);
+		memcpy(xsave_egprs(xsave), &egprs, sizeof(egprs));
+		xsave_header(xsave)->xstate_bv &= ~XFEATURE_MASK_APX;
+		vcpu_xsave_set(h->vcpu, (struct kvm_xsave *)xsave);
+		memset(&h->g->model, 0, sizeof(egprs));
+		break;
+	default:
+		soak_get_xsave(h->vcpu, xsave);
+		memcpy(xsave_egprs(xsave), &egprs, sizeof(egprs));
+		xsave_header(xsave)->xstate_bv |= XFEATURE_MASK_APX;
+		xsave_header(xsave)->reserved[soak_random(&h->random) % 6] = 1;
+		TEST_ASSERT(__vcpu_ioctl(h->vcpu, KVM_SET_XSAVE, (struct kvm_xsave *)xsave),
+			    "KVM_SET_XSAVE succeeded");
+		break;
+	}
+	check_host(h, "after KVM_SET_XSAVE");
+}
+
+static void exit_immediately(struct host *h)
+{
+	int i, r;
+
+	h->vcpu->run->immediate_exit = 1;
+	for (i = 0; i < 3; i++) {
+		r = soak_run(h->vcpu, &h->random);
+		TEST_ASSERT(r && errno == EINTR, "Wanted EINTR, got %d (%d)", r, errno);
+	}
+	h->vcpu->run->immediate_exit = 0;
+	check_host(h, "after KVM_RUN with immediate_exit");
+}
+
+static void at_sync(struct host *h)
+{
+	struct kvm_regs regs;
+
+	total_syncs++;
+	check_host(h, h->g->what);
+
+	if (migrates && soak_once_in(&h->random, 2)) {
+		migrate(h);
+		check_host(h, "after migration");
+	}
+
+	switch (soak_random(&h->random) % 12) {
+	case 0:
+	case 1:
+		set_xsave(h);
+		break;
+	case 2:
+		exit_immediately(h);
+		break;
+	case 3:
+		if (h->g->gets_smis)
+			inject_smi(h->vcpu);
+		break;
+	case 4:
+		madvise(addr_gva2hva(h->vm, (gva_t)guest_pages[h->id]), PAGE_SIZE, MADV_DONTNEED);
+		break;
+	case 5:
+		vcpu_regs_get(h->vcpu, &regs);
+		vcpu_regs_set(h->vcpu, &regs);
+		check_host(h, "after KVM_SET_REGS");
+		break;
+	}
+}
+
+/* vCPU 1, wherever it is, goes through INIT, and back. */
+static struct kvm_regs init_regs;
+static struct kvm_sregs init_sregs;
+static struct kvm_fpu init_fpu;
+static bool init_is_underway;
+
+static void before_init(void)
+{
+	struct host *h = &hosts[1];
+
+	/* It isn't if the vCPU is in a ucall, or waits for its timer. */
+	hosts[0].g->may_send_init = !h->done && h->is_at_sync && !h->g->timer_is_set;
+	if (!hosts[0].g->may_send_init)
+		return;
+	init_is_underway = true;
+	vcpu_regs_get(h->vcpu, &init_regs);
+	vcpu_sregs_get(h->vcpu, &init_sregs);
+	vcpu_fpu_get(h->vcpu, &init_fpu);
+}
+
+static void after_init(void)
+{
+	struct kvm_mp_state mp_state;
+	struct host *h = &hosts[1];
+
+	TEST_ASSERT(!soak_run(h->vcpu, &h->random), "KVM_RUN failed, errno %d", errno);
+	TEST_ASSERT_KVM_EXIT_REASON(h->vcpu, KVM_EXIT_IO);
+	TEST_ASSERT_EQ(h->vcpu->run->io.port, PIO_PORT);
+	vcpu_run_complete_io(h->vcpu);
+	vcpu_mp_state_get(h->vcpu, &mp_state);
+	TEST_ASSERT_EQ(mp_state.mp_state, KVM_MP_STATE_RUNNABLE);
+	check_host(h, "after INIT and SIPI");
+
+	vcpu_sregs_set(h->vcpu, &init_sregs);
+	vcpu_regs_set(h->vcpu, &init_regs);
+	vcpu_fpu_set(h->vcpu, &init_fpu);
+	h->g->lost_apic = true;
+	init_is_underway = false;
+	check_host(h, "after INIT and SIPI, and back");
+	total_inits++;
+}
+
+static void handle_mmio(struct host *h)
+{
+	struct kvm_run *run = h->vcpu->run;
+	u64 val;
+
+	if (run->mmio.phys_addr != MMIO_GPA + MMIO_R16)
+		return;
+	TEST_ASSERT_EQ(run->mmio.len, 8);
+	if (run->mmio.is_write) {
+		memcpy(&val, run->mmio.data, sizeof(val));
+		TEST_ASSERT(val == h->g->model.r[0], "vCPU %d: R16 = 0x%lx, MMIO data is 0x%lx",
+			    h->id, h->g->model.r[0], val);
+	} else {
+		val = (soak_random(&h->random) >> 16) | (TAG_GUEST | h->id) << 48;
+		memcpy(run->mmio.data, &val, sizeof(val));
+		h->g->model.r[0] = val;
+	}
+}
+
+static void run_once(struct host *h)
+{
+	struct ucall uc;
+
+	h->is_at_sync = false;
+	if (soak_run(h->vcpu, &h->random)) {
+		TEST_ASSERT(errno == EINTR, "KVM_RUN failed, errno %d", errno);
+		return;
+	}
+
+	if (h->vcpu->run->exit_reason == KVM_EXIT_MMIO) {
+		handle_mmio(h);
+		return;
+	}
+	TEST_ASSERT_KVM_EXIT_REASON(h->vcpu, KVM_EXIT_IO);
+	if (h->vcpu->run->io.port == SMI_PORT) {
+		vcpu_run_complete_io(h->vcpu);
+		total_smis++;
+		check_host(h, "in SMM");
+		if (migrates && soak_once_in(&h->random, 2)) {
+			migrate(h);
+			check_host(h, "in SMM, after migration");
+		}
+		return;
+	}
+
+	switch (get_ucall(h->vcpu, &uc)) {
+	case UCALL_NONE:
+		break;
+	case UCALL_SYNC:
+		if (uc.args[1] == SYNC_BEFORE_INIT)
+			before_init();
+		else if (uc.args[1] == SYNC_AFTER_INIT)
+			after_init();
+		else
+			at_sync(h);
+		h->is_at_sync = true;
+		break;
+	case UCALL_DONE:
+		check_host(h, "at the end");
+		h->done = true;
+		break;
+	case UCALL_ABORT:
+		printf("vCPU %d, step %lu, %s\n", h->id, h->g->step, h->g->what);
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	default:
+		TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+	}
+}
+
+static struct kvm_vm *create_vm(u64 random, u64 steps, bool mixed)
+{
+	static const u8 sipi_code[] = { 0xba, PIO_PORT & 0xff, PIO_PORT >> 8, 0xee, 0xf4 };
+	/* In real mode: in $SMI_PORT, %al; rsm. */
+	static const u8 smi_handler[] = { 0xe4, SMI_PORT, 0x0f, 0xaa };
+	struct kvm_vcpu *vcpus[MAX_VCPUS];
+	struct guest *g;
+	struct kvm_vm *vm;
+	gva_t nested;
+	int i;
+
+	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
+	virt_map(vm, MMIO_GVA, MMIO_GPA, 1);
+	memcpy(addr_gpa2hva(vm, SIPI_GPA), sipi_code, sizeof(sipi_code));
+	setup_smram(vm, vcpus[0], SMRAM_GPA, smi_handler, sizeof(smi_handler));
+	if (kvm_cpu_has(X86_FEATURE_VMX))
+		vcpu_alloc_vmx(vm, &nested);
+	else
+		vcpu_alloc_svm(vm, &nested);
+
+	g = addr_gva2hva(vm, (gva_t)guests);
+	memset(hosts, 0, sizeof(hosts));
+	for (i = 0; i < nr_vcpus; i++, g++) {
+		vm_install_exception_handler(vm, TIMER_VECTOR + i, timer_handler);
+		vcpu_args_set(vcpus[i], 1, (u64)i);
+
+		hosts[i].vm = vm;
+		hosts[i].vcpu = vcpus[i];
+		hosts[i].g = g;
+		hosts[i].id = i;
+		hosts[i].random = soak_random(&random);
+
+		g->random = soak_random(&random);
+		g->steps = steps;
+		g->id = i;
+		g->what = "begin";
+		g->has_apx = !mixed || !soak_once_in(&random, 3);
+		g->has_xsavec = get_cpuid_entry(vcpus[i]->cpuid, 0xd, 1)->eax & BIT(1);
+		g->apx_offset = kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET);
+		g->nested_data = i ? NULL : (void *)nested;
+		g->gets_smis = !i;
+		g->apx_is_on = g->has_apx;
+		if (g->has_apx)
+			soak_fill(&g->model, &random, TAG_GUEST | i);
+		else
+			vcpu_clear_cpuid_feature(vcpus[i], X86_FEATURE_APX);
+	}
+	return vm;
+}
+
+static void free_vm(struct kvm_vm *vm, u64 steps)
+{
+	int i;
+
+	total_steps += steps * nr_vcpus;
+	for (i = 0; i < nr_vcpus; i++)
+		total_exits += vcpu_get_stat(hosts[i].vcpu, exits);
+	kvm_vm_free(vm);
+}
+
+static void run_round(u64 random, u64 steps)
+{
+	bool sends_init = nr_vcpus > 1 && !migrates;
+	struct kvm_vm *vm = create_vm(random, steps, migrates);
+	struct host *h;
+
+	hosts[0].g->sends_init = sends_init;
+	do {
+		h = &hosts[soak_random(&random) % nr_vcpus];
+		if (h->done || init_is_underway)
+			h = &hosts[0];
+		if (h->done)
+			h = &hosts[nr_vcpus - 1];
+		run_once(h);
+	} while (!hosts[0].done || !hosts[nr_vcpus - 1].done);
+	free_vm(vm, steps);
+}
+
+/* Threads. */
+
+static bool threads_may_stop;
+static u64 nr_secret_checks;
+
+static void *secret_thread(void *arg)
+{
+	u64 random = (u64)arg;
+	struct egprs mine, actual;
+	u64 i;
+
+	while (!READ_ONCE(threads_may_stop)) {
+		soak_fill(&mine, &random, TAG_THREAD);
+		load_egprs(&mine);
+		for (i = soak_random(&random) % 2000; i; i--)
+			cpu_relax();
+		if (soak_once_in(&random, 2))
+			usleep(soak_random(&random) % 1000);
+		store_egprs(&actual);
+		for (i = 0; i < NR_EGPRS; i++)
+			TEST_ASSERT(actual.r[i] == mine.r[i],
+				    "A thread had 0x%lx in its R%lu, and now has 0x%lx",
+				    mine.r[i], i + 16, actual.r[i]);
+		__atomic_fetch_add(&nr_secret_checks, 1, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+static void *vcpu_thread(void *arg)
+{
+	struct host *h = arg;
+
+	while (!h->done)
+		run_once(h);
+	return NULL;
+}
+
+static void count_signal(int sig)
+{
+	__atomic_fetch_add(&total_signals, 1, __ATOMIC_RELAXED);
+}
+
+static void run_threads(u64 random, u64 steps)
+{
+	pthread_t threads[MAX_VCPUS], secrets[NR_SECRET_THREADS];
+	struct sigaction action = { .sa_handler = count_signal };
+	struct kvm_vm *vm = create_vm(random, steps, true);
+	int nr_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	int i, nr_done;
+
+	sigaction(SIGUSR1, &action, NULL);
+	threads_may_stop = false;
+	for (i = 0; i < NR_SECRET_THREADS; i++)
+		TEST_ASSERT(!pthread_create(&secrets[i], NULL, secret_thread,
+					    (void *)soak_random(&random)), "pthread_create() failed");
+	for (i = 0; i < nr_vcpus; i++)
+		TEST_ASSERT(!pthread_create(&threads[i], NULL, vcpu_thread, &hosts[i]),
+			    "pthread_create() failed");
+
+	do {
+		usleep(1000 + soak_random(&random) % 2000);
+		i = soak_random(&random) % nr_vcpus;
+		pthread_kill(threads[i], SIGUSR1);
+		pin_task_to_cpu(threads[soak_random(&random) % nr_vcpus],
+				soak_random(&random) % nr_cpus);
+		for (i = 0, nr_done = 0; i < nr_vcpus; i++)
+			nr_done += READ_ONCE(hosts[i].done);
+	} while (nr_done < nr_vcpus);
+
+	WRITE_ONCE(threads_may_stop, true);
+	for (i = 0; i < nr_vcpus; i++)
+		pthread_join(threads[i], NULL);
+	for (i = 0; i < NR_SECRET_THREADS; i++)
+		pthread_join(secrets[i], NULL);
+	free_vm(vm, steps);
+}
+
+int main(void)
+{
+	const char *part = getenv("SOAK_PART") ? : "guest";
+	u64 steps = soak_env("SOAK_STEPS", 500);
+
+	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
+
+	soak_begin(part);
+	migrates = !strcmp(part, "migrate");
+	nr_vcpus = migrates ? 1 : strcmp(part, "load") ? 2 : MAX_VCPUS;
+	for_each_round() {
+		if (nr_vcpus == MAX_VCPUS)
+			run_threads(soak_round_state(), steps);
+		else
+			run_round(soak_round_state(), steps);
+		printf("round %lu: %lu steps, %lu exits\n", soak_round, total_steps, total_exits);
+	}
+	soak_end();
+	printf("total rounds=%lu steps=%lu exits=%lu compared=%lu smis=%lu inits=%lu "
+	       "migrations=%lu in_l2=%lu signals=%lu threads=%lu\n",
+	       soak_rounds, total_steps, total_exits, total_syncs, total_smis, total_inits,
+	       total_migrations, total_in_l2, total_signals, nr_secret_checks);
+	return 0;
+}
