@@ -132,12 +132,32 @@ static inline int soak_run(struct kvm_vcpu *vcpu, u64 *state)
 	return r;
 }
 
+/* The library's, which guests can use, go byte by byte. */
+static inline void soak_clear(void *dst, size_t size)
+{
+	asm volatile("rep stosb" : "+D"(dst), "+c"(size) : "a"(0) : "memory");
+}
+
+static inline void soak_copy(void *dst, const void *src, size_t size)
+{
+	asm volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(size) : : "memory");
+}
+
+static inline bool soak_is_same(const void *a, const void *b, size_t size)
+{
+	bool same;
+
+	asm volatile("cmp %%al, %%al; repe cmpsb; sete %3"
+		     : "+D"(a), "+S"(b), "+c"(size), "=q"(same) : : "cc", "memory");
+	return same;
+}
+
 /* The buffer is of the size that KVM_CAP_XSAVE2 tells, or larger. */
 #define SOAK_XSAVE_SIZE	16384
 
 static inline void soak_get_xsave(struct kvm_vcpu *vcpu, void *xsave)
 {
-	memset(xsave, 0, SOAK_XSAVE_SIZE);
+	soak_clear(xsave, SOAK_XSAVE_SIZE);
 	vcpu_xsave2_get(vcpu, (struct kvm_xsave *)xsave);
 }
 

@@ -1,0 +1,600 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Random and almost valid arguments for the ioctls through which userspace sets
+ * R16-R31, XCR0, and what they depend on:
+ *
+ * - one that fails changes nothing that userspace can get;
+ * - KVM_SET_XSAVE and KVM_SET_XCRS succeed when they should, and then do what
+ *   they should, as seen by KVM_GET_XSAVE2, KVM_GET_XCRS, and the guest;
+ * - a vCPU without APX never shows R16-R31, nor has it XCR0.APX.
+ *
+ * KVM_SET_NESTED_STATE is special.  It leaves L2 before it knows whether it is
+ * going to succeed, APX or not, i.e. only R16-R31 and XCR0 must not change.
+ */
+#include <errno.h>
+
+#include "soak.h"
+#include "svm_util.h"
+#include "vmx.h"
+
+#define MAX_CPUID_ENTRIES	256
+
+enum kind {
+	WITH_APX,
+	WITHOUT_APX,
+	IN_L2,
+	NEVER_RUN,
+	NR_KINDS,
+};
+
+/* What the guest sees. */
+static struct {
+	u64 xcr0;
+	struct egprs egprs;
+} seen;
+static void *nested_data;
+
+#define L2_STACK_SIZE	512
+static u64 l2_stack[L2_STACK_SIZE] __aligned(16);
+
+static void guest_look(void)
+{
+	for (;;) {
+		GUEST_SYNC(0);
+		seen.xcr0 = xgetbv(0);
+		if (seen.xcr0 & XFEATURE_MASK_APX)
+			store_egprs(&seen.egprs);
+	}
+}
+
+static void guest_code(bool nested)
+{
+	struct svm_test_data *svm = nested_data;
+	void *rsp = &l2_stack[L2_STACK_SIZE - 1];
+
+	if (!nested) {
+		guest_look();
+	} else if (host_cpu_is_intel) {
+		GUEST_ASSERT(prepare_for_vmx_operation(nested_data));
+		GUEST_ASSERT(load_vmcs(nested_data));
+		prepare_vmcs(nested_data, guest_look, rsp);
+		GUEST_ASSERT(!vmlaunch());
+	} else {
+		generic_svm_setup(nested_data, guest_look, rsp);
+		run_guest(svm->vmcb, svm->vmcb_gpa);
+	}
+	GUEST_FAIL("L2 must not exit to L1");
+}
+
+/* All that userspace can get. */
+struct snapshot {
+	u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
+	struct kvm_xcrs xcrs;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_vcpu_events events;
+	struct kvm_debugregs debugregs;
+	struct kvm_mp_state mp_state;
+	struct kvm_cpuid2 cpuid;
+	struct kvm_cpuid_entry2 cpuid_entries[MAX_CPUID_ENTRIES];
+	union {
+		struct kvm_nested_state nested;
+		u8 nested_[16384];
+	};
+};
+
+static struct snapshot before, after;
+static enum kind kind;
+static struct kvm_vcpu *vcpu;
+static u64 rng;
+
+/* The model. */
+static struct egprs egprs;	/* that KVM has, whatever the vCPU has */
+static bool has_apx;
+static u64 xcr0, vcpu_xcr0;	/* the current one, and what the vCPU may set */
+
+static u64 nr_succeeded, nr_failed;
+
+static u64 rnd(u64 n)
+{
+	return soak_random(&rng) % n;
+}
+
+static void get_cpuid(struct snapshot *s)
+{
+	int r;
+
+	s->cpuid.nent = MAX_CPUID_ENTRIES;
+	r = ioctl(vcpu->fd, KVM_GET_CPUID2, &s->cpuid);
+	TEST_ASSERT(!r, KVM_IOCTL_ERROR(KVM_GET_CPUID2, r));
+}
+
+static void take(struct snapshot *s)
+{
+	soak_clear(s, sizeof(*s));
+	soak_get_xsave(vcpu, s->xsave);
+	vcpu_xcrs_get(vcpu, &s->xcrs);
+	vcpu_regs_get(vcpu, &s->regs);
+	vcpu_sregs_get(vcpu, &s->sregs);
+	vcpu_events_get(vcpu, &s->events);
+	vcpu_debugregs_get(vcpu, &s->debugregs);
+	vcpu_mp_state_get(vcpu, &s->mp_state);
+	get_cpuid(s);
+	s->nested.size = sizeof(s->nested_);
+	vcpu_nested_state_get(vcpu, &s->nested);
+}
+
+static void compare(const char *what, const char *member, const void *a, const void *b, size_t size)
+{
+	const u8 *x = a, *y = b;
+	size_t i;
+
+	if (soak_is_same(a, b, size))
+		return;
+	for (i = 0; i < size; i++)
+		TEST_ASSERT(x[i] == y[i], "%s changed %s at %zu: 0x%02x, now 0x%02x",
+			    what, member, i, x[i], y[i]);
+}
+
+#define COMPARE(what, member)							\
+	compare(what, #member, &before.member, &after.member, sizeof(before.member))
+
+static void nothing_changed(const char *what)
+{
+	take(&after);
+	COMPARE(what, xsave);
+	COMPARE(what, xcrs);
+	COMPARE(what, regs);
+	COMPARE(what, sregs);
+	COMPARE(what, events);
+	COMPARE(what, debugregs);
+	COMPARE(what, mp_state);
+	COMPARE(what, cpuid);
+	COMPARE(what, cpuid_entries);
+	COMPARE(what, nested_);
+}
+
+/* The model against KVM. */
+static void check(const char *what)
+{
+	struct kvm_xcrs xcrs;
+
+	soak_check_xsave(vcpu, has_apx ? &egprs : &(struct egprs){}, what);
+	vcpu_xcrs_get(vcpu, &xcrs);
+	TEST_ASSERT(xcrs.xcrs[0].value == xcr0, "%s: XCR0 = 0x%llx, wanted 0x%lx",
+		    what, xcrs.xcrs[0].value, xcr0);
+}
+
+/* The model against the guest. */
+static void run_guest_once(void)
+{
+	struct ucall uc;
+	int i;
+
+	TEST_ASSERT(!soak_run(vcpu, &rng), "KVM_RUN failed, errno %d", errno);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+	if (get_ucall(vcpu, &uc) == UCALL_ABORT)
+		REPORT_GUEST_ASSERT(uc);
+	TEST_ASSERT_EQ(uc.cmd, UCALL_SYNC);
+
+	sync_global_from_guest(vcpu->vm, seen);
+	TEST_ASSERT(seen.xcr0 == xcr0, "The guest's XCR0 is 0x%lx, wanted 0x%lx", seen.xcr0, xcr0);
+	for (i = 0; (xcr0 & XFEATURE_MASK_APX) && i < NR_EGPRS; i++)
+		TEST_ASSERT(seen.egprs.r[i] == egprs.r[i],
+			    "The guest's R%d is 0x%lx, wanted 0x%lx",
+			    i + 16, seen.egprs.r[i], egprs.r[i]);
+	check("after KVM_RUN");
+}
+
+static void expect(const char *what, int r, bool valid)
+{
+	if (r)
+		nr_failed++;
+	else
+		nr_succeeded++;
+	TEST_ASSERT(!r == valid, "%s %s, has to %s (errno %d)", what,
+		    r ? "fails" : "succeeds", valid ? "succeed" : "fail", r ? errno : 0);
+}
+
+static u32 mxcsr_mask(void)
+{
+	u32 fxsave[512 / 4] __aligned(16);
+
+	asm volatile("fxsave %0" : "=m"(fxsave));
+	return fxsave[28 / 4] ? : 0xffbf;
+}
+
+static void set_xsave(void)
+{
+	static u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
+	struct xstate_header *header = xsave_header(xsave);
+	u32 *mxcsr = (u32 *)&xsave[24];
+	bool valid;
+	int i, r, n;
+
+	soak_copy(xsave, before.xsave, sizeof(xsave));
+	for (n = rnd(4); n >= 0; n--) {
+		switch (rnd(12)) {
+		case 0:
+			header->xstate_bv ^= BIT_ULL(rnd(64));
+			break;
+		case 1:
+			header->xstate_bv = soak_random(&rng) & kvm_cpu_supported_xcr0();
+			break;
+		case 2:
+			header->xcomp_bv = soak_once_in(&rng, 2) ? BIT_ULL(rnd(64)) :
+					   BIT_ULL(63) | header->xstate_bv;
+			break;
+		case 3:
+			header->reserved[rnd(6)] ^= BIT_ULL(rnd(64));
+			break;
+		case 4:
+			*mxcsr ^= BIT(rnd(32));
+			break;
+		case 5:
+			memset(xsave_egprs(xsave), 0, sizeof(egprs));
+			break;
+		case 6:
+			memset(xsave_egprs(xsave), 0, sizeof(egprs));
+			xsave_egprs(xsave)[rnd(NR_EGPRS)] = 1;
+			break;
+		case 7:
+			/* Registers, i.e. nothing that may be invalid. */
+			for (i = 160; i < 416; i++)
+				xsave[i] = soak_random(&rng);
+			break;
+		case 8:
+			if (!soak_once_in(&rng, 4))
+				break;
+			for (i = 0; i < 1088; i++)
+				xsave[i] = soak_random(&rng);
+			break;
+		case 9:
+			header->xstate_bv |= XFEATURE_MASK_APX;
+			break;
+		default:
+			soak_fill((void *)xsave_egprs(xsave), &rng, TAG_GUEST);
+			break;
+		}
+	}
+
+	valid = !(header->xstate_bv & ~kvm_cpu_supported_xcr0()) && !header->xcomp_bv;
+	for (i = 0; i < 6; i++)
+		valid &= !header->reserved[i];
+	if (header->xstate_bv & (XFEATURE_MASK_FP | XFEATURE_MASK_SSE | XFEATURE_MASK_YMM))
+		valid &= !(*mxcsr & ~mxcsr_mask());
+
+	r = __vcpu_ioctl(vcpu, KVM_SET_XSAVE, (struct kvm_xsave *)xsave);
+	expect("KVM_SET_XSAVE", r, valid);
+	if (r) {
+		nothing_changed("KVM_SET_XSAVE");
+		return;
+	}
+
+	if (header->xstate_bv & XFEATURE_MASK_APX)
+		memcpy(&egprs, xsave_egprs(xsave), sizeof(egprs));
+	else
+		memset(&egprs, 0, sizeof(egprs));
+	check("after KVM_SET_XSAVE");
+
+	/* XMM0-15, which tell whether the rest of the image was taken, too. */
+	take(&after);
+	if (!(header->xstate_bv & XFEATURE_MASK_SSE))
+		memset(&xsave[160], 0, 256);
+	compare("KVM_SET_XSAVE", "XMM registers, which it should have set", &xsave[160],
+		&after.xsave[160], 256);
+	COMPARE("KVM_SET_XSAVE", xcrs);
+	COMPARE("KVM_SET_XSAVE", regs);
+	COMPARE("KVM_SET_XSAVE", sregs);
+	COMPARE("KVM_SET_XSAVE", nested_);
+}
+
+static bool xcr0_is_valid(u64 val)
+{
+	const u64 avx512 = XFEATURE_MASK_OPMASK | XFEATURE_MASK_ZMM_Hi256 | XFEATURE_MASK_Hi16_ZMM;
+	const u64 xtile = XFEATURE_MASK_XTILE_CFG | XFEATURE_MASK_XTILE_DATA;
+	const u64 mpx = XFEATURE_MASK_BNDREGS | XFEATURE_MASK_BNDCSR;
+
+	if (!(val & XFEATURE_MASK_FP) || (val & ~(vcpu_xcr0 | XFEATURE_MASK_FP)))
+		return false;
+	if ((val & XFEATURE_MASK_YMM) && !(val & XFEATURE_MASK_SSE))
+		return false;
+	if ((val & avx512) && ((val & avx512) != avx512 || !(val & XFEATURE_MASK_YMM)))
+		return false;
+	if ((val & xtile) && (val & xtile) != xtile)
+		return false;
+	if ((val & mpx) && ((val & mpx) != mpx || (val & XFEATURE_MASK_APX)))
+		return false;
+	return true;
+}
+
+static void set_xcrs(void)
+{
+	struct kvm_xcrs xcrs = {};
+	bool valid;
+	u64 val;
+	int i, r;
+
+	val = xcr0;
+	switch (rnd(6)) {
+	case 0:
+	case 1:
+		val ^= XFEATURE_MASK_APX;
+		break;
+	case 2:
+		val = soak_random(&rng) & vcpu_xcr0;
+		break;
+	case 3:
+		val = (soak_random(&rng) & vcpu_xcr0) | XFEATURE_MASK_FP | XFEATURE_MASK_APX;
+		break;
+	case 4:
+		val ^= BIT_ULL(rnd(64));
+		break;
+	}
+
+	xcrs.nr_xcrs = soak_once_in(&rng, 8) ? rnd(20) : 1;
+	xcrs.flags = soak_once_in(&rng, 8) ? BIT(rnd(32)) : 0;
+	/* The first one for XCR0 counts, those for others don't. */
+	for (i = 0; i < KVM_MAX_XCRS; i++) {
+		xcrs.xcrs[i].xcr = soak_once_in(&rng, 8) ? rnd(3) : 0;
+		xcrs.xcrs[i].value = i ? soak_random(&rng) : val;
+	}
+	valid = xcrs.nr_xcrs <= KVM_MAX_XCRS && !xcrs.flags;
+	for (i = 0; valid && i < xcrs.nr_xcrs; i++) {
+		if (xcrs.xcrs[i].xcr)
+			continue;
+		val = xcrs.xcrs[i].value;
+		valid = xcr0_is_valid(val);
+		break;
+	}
+	if (i == xcrs.nr_xcrs)
+		val = xcr0;
+
+	r = __vcpu_ioctl(vcpu, KVM_SET_XCRS, &xcrs);
+	expect("KVM_SET_XCRS", r, valid);
+	if (r) {
+		nothing_changed("KVM_SET_XCRS");
+		return;
+	}
+	xcr0 = val;
+	check("after KVM_SET_XCRS");
+	take(&after);
+	COMPARE("KVM_SET_XCRS", xsave);
+	COMPARE("KVM_SET_XCRS", regs);
+	COMPARE("KVM_SET_XCRS", sregs);
+	COMPARE("KVM_SET_XCRS", nested_);
+}
+
+static struct kvm_cpuid_entry2 *find(struct snapshot *s, u32 function, u32 index)
+{
+	struct kvm_cpuid_entry2 *e = s->cpuid_entries;
+	int i;
+
+	for (i = 0; i < s->cpuid.nent; i++, e++) {
+		if (e->function == function &&
+		    (!(e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || e->index == index))
+			return e;
+	}
+	return NULL;
+}
+
+static void look_at_cpuid(struct snapshot *s)
+{
+	struct kvm_cpuid_entry2 *leaf_d = find(s, 0xd, 0), *leaf_7 = find(s, 7, 1);
+
+	vcpu_xcr0 = leaf_d ? leaf_d->eax | (u64)leaf_d->edx << 32 : 0;
+	vcpu_xcr0 &= kvm_cpu_supported_xcr0();
+	if (!leaf_7 || !(leaf_7->edx & BIT(21)))
+		vcpu_xcr0 &= ~XFEATURE_MASK_APX;
+	has_apx = vcpu_xcr0 & XFEATURE_MASK_APX;
+}
+
+static void set_cpuid(void)
+{
+	static struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 e[MAX_CPUID_ENTRIES + 64];
+	} cpuid;
+	bool own_bits = false, changed = false;
+	struct kvm_cpuid_entry2 *e;
+	int n, r;
+
+	soak_clear(&cpuid, sizeof(cpuid));
+	cpuid.head = before.cpuid;
+	soak_copy(cpuid.e, before.cpuid_entries, sizeof(before.cpuid_entries));
+
+	for (n = rnd(3); n > 0; n--) {
+		switch (rnd(8)) {
+		case 0:
+			e = find(&before, 7, 1);
+			if (e) {
+				cpuid.e[e - before.cpuid_entries].edx ^= BIT(21);
+				changed = true;
+			}
+			break;
+		case 1:
+			e = find(&before, 0xd, 0);
+			if (e) {
+				cpuid.e[e - before.cpuid_entries].eax ^= XFEATURE_MASK_APX;
+				changed = true;
+			}
+			break;
+		case 2:
+			/* Without one of them. */
+			if (!cpuid.head.nent)
+				break;
+			e = &cpuid.e[rnd(cpuid.head.nent)];
+			*e = cpuid.e[--cpuid.head.nent];
+			own_bits = true;
+			break;
+		case 3:
+			cpuid.head.nent = soak_once_in(&rng, 4) ? rnd(MAX_CPUID_ENTRIES + 64) : 0;
+			own_bits = true;
+			break;
+		case 4:
+			/* An address width that doesn't exist. */
+			e = find(&before, 0x80000008, 0);
+			if (e) {
+				cpuid.e[e - before.cpuid_entries].eax ^= BIT(8 + rnd(8));
+				changed = true;
+			}
+			break;
+		default:
+			if (!cpuid.head.nent)
+				break;
+			e = &cpuid.e[rnd(cpuid.head.nent)];
+			(&e->eax)[rnd(4)] ^= BIT(rnd(32));
+			own_bits = true;
+			break;
+		}
+	}
+
+	r = ioctl(vcpu->fd, KVM_SET_CPUID2, &cpuid.head);
+	if (r)
+		nr_failed++;
+	else
+		nr_succeeded++;
+
+	/*
+	 * Once the vCPU has run, CPUID must not change.  Bits that KVM itself
+	 * maintains, and an even number of changes, don't count.
+	 */
+	if (kind != NEVER_RUN && changed && !own_bits &&
+	    memcmp(cpuid.e, before.cpuid_entries, sizeof(before.cpuid_entries)))
+		TEST_ASSERT(r, "KVM_SET_CPUID2 succeeds after KVM_RUN");
+	if (r || kind != NEVER_RUN) {
+		nothing_changed("KVM_SET_CPUID2");
+		return;
+	}
+
+	take(&after);
+	look_at_cpuid(&after);
+	if (!has_apx)
+		xcr0 &= ~XFEATURE_MASK_APX;
+	check("after KVM_SET_CPUID2");
+}
+
+/* Returns false if the vCPU is beyond repair, or may be. */
+static bool set_nested_state(void)
+{
+	union {
+		struct kvm_nested_state state;
+		u8 bytes[16384];
+	} *nested = (void *)before.nested_;
+	u8 bytes[16384];
+	int n, r;
+
+	soak_copy(bytes, nested, sizeof(bytes));
+	nested = (void *)bytes;
+	for (n = rnd(4); n > 0; n--) {
+		switch (rnd(6)) {
+		case 0:
+			nested->state.flags ^= BIT(rnd(16));
+			break;
+		case 1:
+			nested->state.format ^= BIT(rnd(16));
+			break;
+		case 2:
+			nested->state.size = soak_once_in(&rng, 2) ? rnd(sizeof(bytes)) : BIT(rnd(32));
+			break;
+		case 3:
+			bytes[rnd(128)] ^= BIT(rnd(8));
+			break;
+		default:
+			bytes[rnd(128 + 4096)] ^= BIT(rnd(8));
+			break;
+		}
+	}
+	r = __vcpu_ioctl(vcpu, KVM_SET_NESTED_STATE, &nested->state);
+	if (r)
+		nr_failed++;
+	else
+		nr_succeeded++;
+	check("after KVM_SET_NESTED_STATE");
+	take(&after);
+	COMPARE("KVM_SET_NESTED_STATE", xsave);
+	COMPARE("KVM_SET_NESTED_STATE", xcrs);
+	COMPARE("KVM_SET_NESTED_STATE", cpuid_entries);
+
+	/* The rest has to be as it was, or the guest can't go on. */
+	return soak_is_same(&before.nested_, &after.nested_, sizeof(before.nested_)) &&
+	       soak_is_same(&before.regs, &after.regs, sizeof(before.regs)) &&
+	       soak_is_same(&before.sregs, &after.sregs, sizeof(before.sregs));
+}
+
+static void run_round(u64 steps)
+{
+	struct kvm_vm *vm;
+	struct ucall uc;
+	gva_t gva;
+	u64 i;
+
+	rng = soak_round_state();
+	kind = rnd(NR_KINDS);
+	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
+	vcpu_args_set(vcpu, 1, (u64)(kind == IN_L2));
+	if (kvm_cpu_has(X86_FEATURE_VMX))
+		vcpu_alloc_vmx(vm, &gva);
+	else
+		vcpu_alloc_svm(vm, &gva);
+	nested_data = (void *)gva;
+	sync_global_to_guest(vm, nested_data);
+
+	if (kind == WITHOUT_APX)
+		vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
+	memset(&egprs, 0, sizeof(egprs));
+	take(&before);
+	look_at_cpuid(&before);
+	xcr0 = before.xcrs.xcrs[0].value;
+	TEST_ASSERT_EQ(has_apx, kind != WITHOUT_APX);
+	check("at first");
+
+	if (kind != NEVER_RUN) {
+		TEST_ASSERT(!soak_run(vcpu, &rng), "KVM_RUN failed, errno %d", errno);
+		TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+	}
+
+	for (i = 0; i < steps; i++) {
+		take(&before);
+		switch (rnd(8)) {
+		case 0:
+		case 1:
+		case 2:
+			set_xsave();
+			break;
+		case 3:
+		case 4:
+			set_xcrs();
+			break;
+		case 5:
+			set_cpuid();
+			break;
+		case 6:
+			if (soak_once_in(&rng, 4) && !set_nested_state())
+				i = steps;
+			break;
+		default:
+			if (kind != NEVER_RUN)
+				run_guest_once();
+			break;
+		}
+	}
+	kvm_vm_free(vm);
+}
+
+int main(void)
+{
+	u64 steps = soak_env("SOAK_STEPS", 200);
+
+	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_NESTED_STATE));
+
+	soak_begin("uabi");
+	for_each_round() {
+		run_round(steps);
+		printf("round %lu: %lu succeeded, %lu failed\n", soak_round, nr_succeeded, nr_failed);
+	}
+	soak_end();
+	printf("total rounds=%lu ioctls=%lu failed=%lu\n", soak_rounds, nr_succeeded + nr_failed, nr_failed);
+	return 0;
+}
