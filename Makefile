@@ -8,7 +8,7 @@ export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
 .PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
-	range-diff mutants bisect-check machine-check machine-fuzz machine-bench docs-check cost regress kselftest \
+	range-diff mutants bisect-check machine-check machine-fuzz machine-bench docs-check cost soak regress kselftest \
 	clean distclean
 
 help:       ## print this
@@ -63,6 +63,8 @@ machine-bench: ## compare the emulator's speed with that of Bochs as it comes
 	@ci/machine-bench
 cost:       ## size of KVM and instructions per VM-exit, base and series
 	@ci/cost
+soak:       ## random guests and a random VMM against a model, for hours
+	@ci/soak --long
 regress:    ## KVM's own selftests on CPU= or all rows, base against series
 	@ci/regress $(CPU)
 kselftest:  ## the APX tests on CPU=, packed and run by kselftest itself
