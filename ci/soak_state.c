@@ -33,6 +33,14 @@ static u64 scratch[4][512] __aligned(PAGE_SIZE);
 static u64 l2_stack[L2_STACK_SIZE] __aligned(16);
 static bool l2_is_ready, l2_launched;
 
+static u64 read_dr1(void)
+{
+	u64 val;
+
+	asm volatile("mov %%dr1, %0" : "=r"(val));
+	return val;
+}
+
 static u64 read_xmm7(void)
 {
 	u64 val;
@@ -47,11 +55,9 @@ static void guest_step(bool is_l2)
 	static u64 last;
 	u64 val, *word;
 
-	if (step) {
-		if (rdmsr(MSR_KERNEL_GS_BASE) != (u32)last || read_xmm7() != last) {
-			outb(FAILED_PORT, 1);
-		}
-	}
+	if (step && (read_dr1() != (u32)last || read_xmm7() != last))
+		outb(FAILED_PORT, 1);
+
 	val = soak_random(&guest_random);
 	word = &scratch[val & 3][(val >> 2) & 511];
 	sum = (sum << 7 | sum >> 57) ^ *word ^ val;
@@ -61,10 +67,9 @@ static void guest_step(bool is_l2)
 	asm volatile("movq %0, %%xmm7" : : "r"(sum));
 	asm volatile("movq %0, %%xmm13; fldpi; fild %1; fstp %%st(1)" : : "r"(~sum), "m"(sum));
 	wrmsr(MSR_KERNEL_GS_BASE, (u32)sum);
-	if (!is_l2) {
-		asm volatile("mov %0, %%dr1" : : "r"(sum & 0xffff));
+	asm volatile("mov %0, %%dr1" : : "r"((u64)(u32)sum));
+	if (!is_l2)
 		asm volatile("mov %0, %%cr2" : : "r"(sum));
-	}
 	step++;
 	outb(STEP_PORT, sum);
 }
