@@ -774,7 +774,7 @@ static struct kvm_vm *create_vm(u64 random, u64 steps, bool mixed)
 		g->steps = steps;
 		g->id = i;
 		g->what = "begin";
-		g->has_apx = !mixed || !soak_once_in(&random, 3);
+		g->has_apx = !mixed || (soak_round + i) % 3;
 		g->has_xsavec = get_cpuid_entry(vcpus[i]->cpuid, 0xd, 1)->eax & BIT(1);
 		g->apx_offset = kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET);
 		g->nested_data = i ? NULL : (void *)nested;

@@ -530,7 +530,7 @@ static void run_round(u64 steps)
 	u64 i;
 
 	rng = soak_round_state();
-	kind = rnd(NR_KINDS);
+	kind = soak_round % NR_KINDS;
 	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
 	vcpu_args_set(vcpu, 1, (u64)(kind == IN_L2));
 	if (kvm_cpu_has(X86_FEATURE_VMX))
@@ -547,6 +547,7 @@ static void run_round(u64 steps)
 	look_at_cpuid(&before);
 	xcr0 = before.xcrs.xcrs[0].value;
 	TEST_ASSERT_EQ(has_apx, kind != WITHOUT_APX);
+	TEST_ASSERT(has_apx || !(xcr0 & XFEATURE_MASK_APX), "XCR0.APX without APX");
 	check("at first");
 
 	if (kind != NEVER_RUN) {
