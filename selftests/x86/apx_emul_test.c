@@ -328,23 +328,23 @@ static void run_mmio(const struct insn *insn)
 }
 
 /* Operands of an opcode. */
-#define OP_R	BIT(0)		/* ModRM, register form */
-#define OP_M	BIT(1)		/* ModRM, memory form */
-#define OP_RM	(OP_R | OP_M)
-#define OP_O	BIT(2)		/* register in the opcode */
-#define OP_N	BIT(3)		/* none, or implicit */
-#define OP_I8	BIT(4)		/* immediates */
-#define OP_IZ	BIT(5)
-#define OP_IV	BIT(6)
-#define OP_LK	BIT(7)		/* LOCK is fine with memory forms */
-#define OP_BITS	BIT(8)		/* ModRM.reg is a bit offset */
-#define OP_P66	BIT(9)		/* mandatory prefix: none or 66 */
+#define OP_R		BIT(0)		/* ModRM, register form */
+#define OP_M		BIT(1)		/* ModRM, memory form */
+#define OP_RM		(OP_R | OP_M)
+#define OP_O		BIT(2)		/* register in the opcode */
+#define OP_N		BIT(3)		/* none, or implicit */
+#define OP_I8		BIT(4)		/* immediates */
+#define OP_IZ		BIT(5)
+#define OP_IV		BIT(6)
+#define OP_LK		BIT(7)		/* LOCK is fine with memory forms */
+#define OP_BITS		BIT(8)		/* ModRM.reg is a bit offset */
+#define OP_P66		BIT(9)		/* mandatory prefix: none or 66 */
 #define OP_P66F3	BIT(10)		/* mandatory prefix: 66 or F3 */
 #define OP_ONLY66	BIT(11)		/* mandatory prefix: 66 */
-#define OP_NO66	BIT(12)		/* no 66 */
+#define OP_NO66		BIT(12)		/* no 66 */
 #define OP_NOMMIO	BIT(13)		/* not with MMIO */
-#define OP_SREG	BIT(14)		/* ModRM.reg is a segment register */
-#define OP_IMPL	BIT(16)		/* implicit RAX and RDX */
+#define OP_SREG		BIT(14)		/* ModRM.reg is a segment register */
+#define OP_IMPL		BIT(16)		/* implicit RAX and RDX */
 
 struct op {
 	u8 map, first, last;
@@ -378,14 +378,16 @@ static const struct op ops[] = {
 	{ 0, 0x83, 0x83, 0, 6, OP_RM | OP_I8 | OP_LK }, { 0, 0x83, 0x83, 7, 7, OP_RM | OP_I8 },
 	{ 0, 0x84, 0x85, -1, -1, OP_RM }, { 0, 0x86, 0x87, -1, -1, OP_RM | OP_LK },
 	{ 0, 0x88, 0x8b, -1, -1, OP_RM },
-	{ 0, 0x8c, 0x8c, -1, -1, OP_RM | OP_SREG | OP_NOMMIO }, { 0, 0x8d, 0x8d, -1, -1, OP_M | OP_NOMMIO },
+	{ 0, 0x8c, 0x8c, -1, -1, OP_RM | OP_SREG | OP_NOMMIO },
+	{ 0, 0x8d, 0x8d, -1, -1, OP_M | OP_NOMMIO },
 	{ 0, 0x8f, 0x8f, 0, 0, OP_RM | OP_NOMMIO },
 	{ 0, 0x90, 0x97, -1, -1, OP_O },
 	{ 0, 0x98, 0x99, -1, -1, OP_N }, { 0, 0x9e, 0x9f, -1, -1, OP_N },
 	{ 0, 0xb0, 0xb7, -1, -1, OP_O | OP_I8 }, { 0, 0xb8, 0xbf, -1, -1, OP_O | OP_IV },
 	{ 0, 0xc0, 0xc1, 0, 7, OP_RM | OP_I8 }, { 0, 0xd0, 0xd3, 0, 7, OP_RM },
 	{ 0, 0xc6, 0xc6, 0, 0, OP_RM | OP_I8 }, { 0, 0xc7, 0xc7, 0, 0, OP_RM | OP_IZ },
-	{ 0, 0xf5, 0xf5, -1, -1, OP_N }, { 0, 0xf8, 0xf9, -1, -1, OP_N }, { 0, 0xfc, 0xfd, -1, -1, OP_N },
+	{ 0, 0xf5, 0xf5, -1, -1, OP_N }, { 0, 0xf8, 0xf9, -1, -1, OP_N },
+	{ 0, 0xfc, 0xfd, -1, -1, OP_N },
 	{ 0, 0xf6, 0xf6, 0, 1, OP_RM | OP_I8 }, { 0, 0xf7, 0xf7, 0, 1, OP_RM | OP_IZ },
 	{ 0, 0xf6, 0xf7, 2, 3, OP_RM | OP_LK }, { 0, 0xf6, 0xf7, 4, 7, OP_RM | OP_IMPL },
 	{ 0, 0xfe, 0xff, 0, 1, OP_RM | OP_LK }, { 0, 0xff, 0xff, 6, 6, OP_RM | OP_NOMMIO },
@@ -395,15 +397,18 @@ static const struct op ops[] = {
 	{ 1, 0x0d, 0x0d, 0, 7, OP_M | OP_NOMMIO }, { 1, 0x18, 0x18, 0, 7, OP_M | OP_NOMMIO },
 	{ 1, 0x1f, 0x1f, 0, 0, OP_RM | OP_NOMMIO },
 	{ 1, 0x40, 0x4f, -1, -1, OP_RM }, { 1, 0x90, 0x9f, 0, 0, OP_RM },
-	{ 1, 0xa3, 0xa3, -1, -1, OP_RM | OP_BITS }, { 1, 0xab, 0xab, -1, -1, OP_RM | OP_BITS | OP_LK },
-	{ 1, 0xb3, 0xb3, -1, -1, OP_RM | OP_BITS | OP_LK }, { 1, 0xbb, 0xbb, -1, -1, OP_RM | OP_BITS | OP_LK },
+	{ 1, 0xa3, 0xa3, -1, -1, OP_RM | OP_BITS },
+	{ 1, 0xab, 0xab, -1, -1, OP_RM | OP_BITS | OP_LK },
+	{ 1, 0xb3, 0xb3, -1, -1, OP_RM | OP_BITS | OP_LK },
+	{ 1, 0xbb, 0xbb, -1, -1, OP_RM | OP_BITS | OP_LK },
 	{ 1, 0xa4, 0xa4, -1, -1, OP_RM | OP_I8 }, { 1, 0xa5, 0xa5, -1, -1, OP_RM },
 	{ 1, 0xac, 0xac, -1, -1, OP_RM | OP_I8 }, { 1, 0xad, 0xad, -1, -1, OP_RM },
 	{ 1, 0xaf, 0xaf, -1, -1, OP_RM }, { 1, 0xb0, 0xb1, -1, -1, OP_RM | OP_LK | OP_IMPL },
 	{ 1, 0xb6, 0xb7, -1, -1, OP_RM }, { 1, 0xbe, 0xbf, -1, -1, OP_RM },
 	{ 1, 0xba, 0xba, 4, 7, OP_RM | OP_I8 }, { 1, 0xbc, 0xbd, -1, -1, OP_RM },
 	{ 1, 0xc0, 0xc1, -1, -1, OP_RM | OP_LK }, { 1, 0xc3, 0xc3, -1, -1, OP_M | OP_NO66 },
-	{ 1, 0xc7, 0xc7, 1, 1, OP_M | OP_LK | OP_NO66 | OP_NOMMIO }, { 1, 0xc8, 0xcf, -1, -1, OP_O | OP_NO66 },
+	{ 1, 0xc7, 0xc7, 1, 1, OP_M | OP_LK | OP_NO66 | OP_NOMMIO },
+	{ 1, 0xc8, 0xcf, -1, -1, OP_O | OP_NO66 },
 };
 
 static int reg_id(u8 payload, int shift, int low)
@@ -436,7 +441,7 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	else if (!(op->f & OP_NO66))
 		prefix = rng_below(4) ? 0 : 0x66;
 
-	/* A locked access must not cross a cache line, hosts may be fatally strict. */
+	/* A locked access that crosses a cache line may be fatal on real hosts. */
 	lock = is_mem && (op->f & OP_LK) && rng_below(4) == 0;
 	is_locked = lock || (op->map == 0 && (opcode == 0x86 || opcode == 0x87));
 
