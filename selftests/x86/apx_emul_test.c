@@ -1370,11 +1370,14 @@ static void check_aad(struct kvm_vcpu *vcpu, const struct kvm_sregs *sregs,
 
 static void flat_segment(struct kvm_segment *segment, u8 type, bool is_32bit)
 {
-	segment->base = segment->selector = 0;
+	segment->base = 0;
+	segment->selector = 0;
 	segment->limit = is_32bit ? 0xffffffff : 0xffff;
 	segment->type = type;
-	segment->s = segment->present = 1;
-	segment->db = segment->g = is_32bit;
+	segment->s = 1;
+	segment->present = 1;
+	segment->db = is_32bit;
+	segment->g = is_32bit;
 }
 
 /* 0xD5 is AAD in all other modes, even if APX is enabled. */
@@ -1395,7 +1398,8 @@ static void test_aad(bool is_protected, bool is_32bit)
 	vcpu_init_cpuid(vcpu, kvm_get_supported_cpuid());
 
 	vcpu_sregs_get(vcpu, &sregs);
-	sregs.cs.base = sregs.cs.selector = 0;
+	sregs.cs.base = 0;
+	sregs.cs.selector = 0;
 	sregs.cr4 |= X86_CR4_OSXSAVE;
 	if (is_protected) {
 		sregs.cr0 |= X86_CR0_PE;

@@ -1095,10 +1095,12 @@ TEST(extended_info_survives_save_and_restore)
 }
 
 #define L2_INSN(insn)							\
+do {									\
 	asm volatile(ASM_KEEP_RBP(insn)					\
-		     : : : "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8",	\
-			   "r9", "r10", "r11", "r12", "r13", "r14", "r15",	\
-			   "cc", "memory")
+		     : : : "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8", \
+			   "r9", "r10", "r11", "r12", "r13", "r14", "r15", \
+			   "cc", "memory");				\
+} while (0)
 
 static void l2_no_apx(void)
 {
