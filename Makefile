@@ -7,9 +7,8 @@
 export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
 
 .NOTPARALLEL:
-.PHONY: help run check base machine kernel selftests boot shell test tree edit refresh refresh-selftests port apply mbox post-check \
-	range-diff mutants bisect-check machine-check machine-fuzz machine-bench docs-check cost soak regress kselftest \
-	clean distclean
+# Every verb: a line with ##.
+.PHONY: $(shell sed -n "s/^\([a-z-]*\):.*##.*/\1/p" $(firstword $(MAKEFILE_LIST)))
 
 help:       ## print this
 	@ci/help $(MAKEFILE_LIST)
@@ -69,6 +68,8 @@ regress:    ## KVM's own selftests on CPU= or all rows, base against series
 	@ci/regress $(CPU)
 kselftest:  ## the APX tests on CPU=, packed and run by kselftest itself
 	@ci/kselftest
+debug-check: ## the tests on kernels that check themselves, one of them real-time
+	@ci/debug-check
 clean:      ## remove what was built
 	@ci/clean
 distclean:  ## remove the whole build folder; the downloads stay
