@@ -282,12 +282,14 @@ static void save(void)
 	now.mp_state = state->mp_state;
 	vcpu_ioctl(vcpu, KVM_GET_LAPIC, &now.lapic);
 	vcpu_xsave_get(vcpu, &now.xsave);
-	soak_copy(now.nested, state->nested_, state->nested.size);
+	/* Not what the library has allocated: KVM doesn't write all of it. */
+	((struct kvm_nested_state *)now.nested)->size = sizeof(now.nested);
+	vcpu_nested_state_get(vcpu, (struct kvm_nested_state *)now.nested);
 	msrs->nmsrs = state->msrs.nmsrs;
 	for (i = 0; i < msrs->nmsrs; i++) {
-		msrs->entries[i] = state->msrs.entries[i];
-		if (is_time(msrs->entries[i].index))
-			msrs->entries[i].data = 0;
+		msrs->entries[i].index = state->msrs.entries[i].index;
+		if (!is_time(msrs->entries[i].index))
+			msrs->entries[i].data = state->msrs.entries[i].data;
 	}
 	cpuid->nent = 256;
 	TEST_ASSERT(!ioctl(vcpu->fd, KVM_GET_CPUID2, cpuid), "KVM_GET_CPUID2 failed");
