@@ -204,6 +204,15 @@ static u32 mxcsr_mask(void)
 	return fxsave[28 / 4] ? : 0xffbf;
 }
 
+/*
+ * What KVM_SET_XSAVE takes, whatever the vCPU has.  XTILE_CFG doesn't need
+ * userspace's permission, although KVM advertises it with XTILE_DATA only.
+ */
+static u64 xsave_features(void)
+{
+	return kvm_cpu_supported_xcr0() | (this_cpu_supported_xcr0() & XFEATURE_MASK_XTILE_CFG);
+}
+
 static void set_xsave(void)
 {
 	static u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
@@ -258,7 +267,7 @@ static void set_xsave(void)
 		}
 	}
 
-	valid = !(header->xstate_bv & ~kvm_cpu_supported_xcr0()) && !header->xcomp_bv;
+	valid = !(header->xstate_bv & ~xsave_features()) && !header->xcomp_bv;
 	for (i = 0; i < 6; i++)
 		valid &= !header->reserved[i];
 	if (header->xstate_bv & (XFEATURE_MASK_FP | XFEATURE_MASK_SSE | XFEATURE_MASK_YMM))
