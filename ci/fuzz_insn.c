@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Runs random bytes as code, many of them REX2 and EVEX encodings: as a process
- * in 64-bit and compatibility mode, and as a KVM guest, at CPL 0, in real mode
- * and in 64-bit mode.  Whatever they do, the machine has to go on; what they do
- * is not checked.  See ci/machine-fuzz.
+ * in 64-bit and compatibility mode, in VMX root operation where KVM switches it
+ * on, and as a KVM guest, in non-root operation, at CPL 0 in real, compatibility
+ * and 64-bit mode.  Whatever they do, the machine has to go on; what they do is
+ * not checked.  See ci/machine-fuzz.
  *
  * The processes that run them are nobody's, and are started again when they
  * break themselves.
@@ -145,10 +146,10 @@ static void no_action(int sig)
 	(void)sig;
 }
 
-static void long_mode(struct kvm_sregs *s, u8 *ram)
+static void long_mode(struct kvm_sregs *s, u8 *ram, bool compat)
 {
 	struct kvm_segment code = { .base = 0, .limit = ~0u, .selector = 8, .type = 11,
-				    .present = 1, .s = 1, .l = 1, .g = 1 };
+				    .present = 1, .s = 1, .l = !compat, .db = compat, .g = 1 };
 	struct kvm_segment data = { .base = 0, .limit = ~0u, .selector = 16, .type = 3,
 				    .present = 1, .s = 1, .db = 1, .g = 1 };
 	u64 *pt = (u64 *)(ram + 0x8000);
@@ -164,7 +165,9 @@ static void long_mode(struct kvm_sregs *s, u8 *ram)
 	s->efer = 0xd01;			/* SCE, LME, LMA, NXE */
 }
 
-static void guest_worker(bool lm)
+enum { USER64, USER32, REAL, KERNEL32, KERNEL64, MODES };
+
+static void guest_worker(int mode)
 {
 	static struct { struct kvm_cpuid2 c; struct kvm_cpuid_entry2 e[200]; } cpuid;
 	struct itimerval on = { .it_value.tv_usec = 20000, .it_interval.tv_usec = 20000 };
@@ -177,6 +180,7 @@ static void guest_worker(bool lm)
 	struct kvm_xcrs xcrs = { .nr_xcrs = 1 };
 	struct kvm_vcpu_events events = { 0 };
 	struct kvm_mp_state runnable = { .mp_state = KVM_MP_STATE_RUNNABLE };
+	bool compat = mode == KERNEL32, lm = compat || mode == KERNEL64;
 	u8 *ram;
 
 	ram = mmap(NULL, GUEST_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -196,7 +200,7 @@ static void guest_worker(bool lm)
 		_exit(EXIT_FAIL);
 	sregs.cs.base = sregs.cs.selector = 0;
 	if (lm)
-		long_mode(&sregs, ram);
+		long_mode(&sregs, ram, compat);
 	if (ioctl(vcpu, KVM_SET_SREGS, &sregs))
 		_exit(EXIT_FAIL);
 	xcrs.xcrs[0].value = xgetbv(0);
@@ -206,10 +210,10 @@ static void guest_worker(bool lm)
 		for (k = 0; k < 0x8000; k += 8)
 			*(u64 *)(ram + k) = rng_below(4) ? 0x1000 : rng();
 		for (k = 0; k < 4; k++)
-			random_code(ram + 0x1000 + STRING * k, lm);
+			random_code(ram + 0x1000 + STRING * k, lm && !compat);
 		memset(ram + 0x1000 + STRING * 4, 0xf4, 64);
 		if (lm)
-			long_mode(&sregs, ram);
+			long_mode(&sregs, ram, compat);
 		memset(&regs, 0, sizeof(regs));
 		for (k = 0; k < 16; k++)
 			((u64 *)&regs)[k] = rng_below(2) ? rng_below(0x8000) : rng_value();
@@ -237,12 +241,10 @@ static void guest_worker(bool lm)
 }
 
 /* ------------------------------------------------------------------------ */
-enum { USER64, USER32, REAL, KERNEL64, MODES };
-
 int main(void)
 {
 	static const char * const names[MODES] = {
-		"64-bit user", "32-bit user", "real mode guest", "64-bit guest",
+		"64-bit user", "32-bit user", "real mode guest", "32-bit guest", "64-bit guest",
 	};
 	int mode, status, starts, broken;
 	pid_t pid;
@@ -261,7 +263,7 @@ int main(void)
 				if (mode <= USER32)
 					user_worker(mode == USER32);
 				else
-					guest_worker(mode == KERNEL64);
+					guest_worker(mode);
 			}
 			waitpid(pid, &status, 0);
 			broken += status != 0;
