@@ -58,6 +58,8 @@ docs-check: ## what the documentation names exists, its commands work
 	@ci/docs-check
 machine-fuzz: ## run random bytes as code, the emulator built with sanitizers
 	@ci/machine-fuzz
+machine-programs: ## programs compiled with APX print what plain ones do
+	@ci/machine-programs
 machine-bench: ## compare the emulator's speed with that of Bochs as it comes
 	@ci/machine-bench
 cost:       ## size of KVM and instructions per VM-exit, base and series
