@@ -72,6 +72,8 @@ kselftest:  ## the APX tests on CPU=, packed and run by kselftest itself
 	@ci/kselftest
 debug-check: ## the tests on kernels that check themselves, one of them real-time
 	@ci/debug-check
+coverage:   ## which lines of the series in arch/x86/kvm the tests run
+	@ci/coverage
 clean:      ## remove what was built
 	@ci/clean
 distclean:  ## remove the whole build folder; the downloads stay
