@@ -507,6 +507,67 @@ TEST(msr_immediate_uses_the_right_gpr)
 	kvm_vm_free(vm);
 }
 
+/* An MSR that KVM doesn't know, but that userspace is asked for. */
+#define MSR_USERSPACE	0x474f4f00
+
+static u64 msr_value(int nr)
+{
+	return 0x5a00123456789a00ull + nr;
+}
+
+static void guest_msr_imm_userspace(void)
+{
+	struct egprs before, egprs;
+	int nr;
+
+	for (nr = 16; nr < 32; nr++) {
+		fill(&egprs, nr);
+		before = egprs;
+		emit_msr_imm(false, nr, MSR_USERSPACE);
+		exec(&egprs);
+		GUEST_ASSERT_EQ(egpr(&egprs, nr), msr_value(nr));
+		egpr(&egprs, nr) = egpr(&before, nr);
+		check_same(&before, &egprs, "rdmsr in userspace", nr);
+
+		fill(&egprs, nr + 5);
+		egpr(&egprs, nr) = msr_value(nr + 100);
+		emit_msr_imm(true, nr, MSR_USERSPACE);
+		exec_and_check_same(&egprs, "wrmsrns in userspace", nr);
+	}
+	GUEST_DONE();
+}
+
+static void run_to_msr_exit(struct kvm_vcpu *vcpu, u32 reason)
+{
+	run_vcpu_once(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, reason);
+	TEST_ASSERT_EQ(vcpu->run->msr.index, MSR_USERSPACE);
+	vcpu->run->msr.error = 0;
+}
+
+TEST(msr_immediate_in_userspace_uses_the_right_gpr)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int nr;
+
+	REQUIRE_APX();
+	if (!kvm_cpu_has(X86_FEATURE_MSR_IMM))
+		SKIP(return, "no RDMSR with an immediate");
+
+	vm = create_vm(&vcpu, guest_msr_imm_userspace);
+	vm_enable_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN);
+
+	for (nr = 16; nr < 32; nr++) {
+		run_to_msr_exit(vcpu, KVM_EXIT_X86_RDMSR);
+		vcpu->run->msr.data = msr_value(nr);
+		run_to_msr_exit(vcpu, KVM_EXIT_X86_WRMSR);
+		TEST_ASSERT_EQ(vcpu->run->msr.data, msr_value(nr + 100));
+	}
+	run_vcpu_to_the_end(vcpu);
+	kvm_vm_free(vm);
+}
+
 static void exec_mem(const char *what, u8 prefix, u8 opcode, int reg, int nr,
 		     void *addr)
 {
