@@ -68,19 +68,6 @@ XSAVE_FN(xsaveopt)
 XSAVE_FN(xsavec)
 XSAVE_FN(xrstor)
 
-static u64 get64(const struct area *a, u32 at)
-{
-	u64 v;
-
-	memcpy(&v, a->b + at, 8);
-	return v;
-}
-
-static void put64(struct area *a, u32 at, u64 v)
-{
-	memcpy(a->b + at, &v, 8);
-}
-
 #define XSTATE_BV	XS_HEADER
 #define XCOMP_BV	(XS_HEADER + 8)
 

@@ -44,6 +44,20 @@ typedef int64_t s64;
 #define EXIT_FAIL	1
 #define EXIT_SKIP	4
 
+/* Fields of an XSAVE area. */
+static inline u64 get64(const void *area, u32 at)
+{
+	u64 v;
+
+	memcpy(&v, (const u8 *)area + at, 8);
+	return v;
+}
+
+static inline void put64(void *area, u32 at, u64 v)
+{
+	memcpy((u8 *)area + at, &v, 8);
+}
+
 /* One test program runs one plan; a "# " line explains every "not ok". */
 static unsigned int ktap_nr, ktap_failed;
 

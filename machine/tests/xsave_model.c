@@ -49,19 +49,6 @@ static u64 all;
 static u32 mxcsr_mask;
 static struct { u32 size, offset; bool align; } comp[MAX_COMP];
 
-static u64 get64(const struct area *a, u32 at)
-{
-	u64 v;
-
-	memcpy(&v, a->b + at, 8);
-	return v;
-}
-
-static void put64(struct area *a, u32 at, u64 v)
-{
-	memcpy(a->b + at, &v, 8);
-}
-
 static u32 get32(const struct area *a, u32 at)
 {
 	u32 v;
