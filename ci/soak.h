@@ -4,7 +4,10 @@
  * VMM's own R16-R31 around KVM_RUN, and what KVM_GET_XSAVE has to say.
  *
  * Seed and rounds are in the environment, as the kernel's command line passes
- * them to init.  A round depends on them only, not on the rounds before it.
+ * them to init.  A round depends on them only, not on the rounds before it, and
+ * the random numbers of its steps not on other steps: some can be left out.
+ * SOAK_KEEP has those that are not, by default all, and SOAK_MINIMISE leaves out
+ * what a round that fails doesn't need to.
  */
 #ifndef SOAK_H
 #define SOAK_H
@@ -13,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "apx.h"
 #include "kvm_util.h"
@@ -61,6 +66,92 @@ static inline u64 soak_env(const char *name, u64 otherwise)
 	return val ? strtoull(val, NULL, 0) : otherwise;
 }
 
+/* Steps that aren't left out.  Guests have a copy. */
+#define SOAK_MAX_STEPS	4096
+static u8 soak_left_out[SOAK_MAX_STEPS];
+
+/* Where the random numbers of a step begin. */
+static inline u64 soak_step_state(u64 round_state, u64 step)
+{
+	round_state += step << 32;
+	return soak_random(&round_state);
+}
+
+static inline void soak_keep(const char *steps)
+{
+	char *end;
+	u64 step;
+
+	memset(soak_left_out, 1, sizeof(soak_left_out));
+	do {
+		step = strtoull(steps, &end, 10);
+		TEST_ASSERT(end != steps && step < SOAK_MAX_STEPS, "No step '%s'", steps);
+		soak_left_out[step] = 0;
+		steps = end + 1;
+	} while (*end == ',');
+}
+
+/* The round in a process of its own: whether it fails. */
+static inline bool soak_round_fails(void (*run)(void), bool silent)
+{
+	int status;
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	TEST_ASSERT(pid >= 0, "fork() failed");
+	if (!pid) {
+		if (silent) {
+			TEST_ASSERT(freopen("/dev/null", "w", stdout) &&
+				    freopen("/dev/null", "w", stderr), "No /dev/null");
+		}
+		alarm(60);
+		run();
+		soak_passed = true;
+		exit(0);
+	}
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	return status;
+}
+
+/*
+ * Leave out half of the steps, a quarter, and so on down to single ones, for as
+ * long as the round fails without them.
+ */
+static inline void soak_minimise(void (*run)(void), u64 steps)
+{
+	u64 n, i, j, nr_kept = 0, nr_tries = 0;
+	u8 before[SOAK_MAX_STEPS];
+	const char *comma = "";
+
+	soak_round = soak_from;
+	TEST_ASSERT(soak_round_fails(run, true), "Round %lu doesn't fail", soak_round);
+	for (n = steps / 2; n; n /= 2) {
+		for (i = 0; i < steps; i += n) {
+			memcpy(before, soak_left_out, sizeof(before));
+			for (j = i; j < i + n && j < steps; j++)
+				soak_left_out[j] = 1;
+			if (!memcmp(before, soak_left_out, sizeof(before)))
+				continue;
+			nr_tries++;
+			if (!soak_round_fails(run, true))
+				memcpy(soak_left_out, before, sizeof(before));
+		}
+	}
+
+	soak_round_fails(run, false);
+	printf("minimal: ");
+	for (i = 0; i < steps; i++) {
+		if (soak_left_out[i])
+			continue;
+		printf("%s%lu", comma, i);
+		comma = ",";
+		nr_kept++;
+	}
+	printf("\nminimised: %lu of %lu steps, %lu tries\n", nr_kept, steps, nr_tries);
+	soak_passed = true;
+}
+
 static void soak_at_exit(void)
 {
 	if (!soak_passed)
@@ -74,6 +165,8 @@ static inline void soak_begin(const char *part)
 	soak_seed = soak_env("SOAK_SEED", 1);
 	soak_from = soak_env("SOAK_FROM", 0);
 	soak_rounds = soak_env("SOAK_ROUNDS", 1);
+	if (getenv("SOAK_KEEP"))
+		soak_keep(getenv("SOAK_KEEP"));
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	atexit(soak_at_exit);
 }

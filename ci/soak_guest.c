@@ -42,6 +42,7 @@
 struct guest {
 	/* The host's. */
 	u64 random;
+	u64 round_state;
 	u64 steps;
 	u64 id;
 	void *nested_data;
@@ -451,6 +452,9 @@ static void guest_code(u64 id)
 		load_egprs(&g->model);
 
 	for (g->step = 0; g->step < g->steps; g->step++) {
+		if (soak_left_out[g->step])
+			continue;
+		g->random = soak_step_state(g->round_state, g->step);
 		if (g->lost_apic)
 			init_apic(g);
 		check(g);
@@ -738,7 +742,9 @@ static void run_once(struct host *h)
 	}
 }
 
-static struct kvm_vm *create_vm(u64 random, u64 steps, bool mixed)
+static u64 steps;
+
+static struct kvm_vm *create_vm(u64 random, bool mixed)
 {
 	static const u8 sipi_code[] = { 0xba, PIO_PORT & 0xff, PIO_PORT >> 8, 0xee, 0xf4 };
 	/* In real mode: in $SMI_PORT, %al; rsm. */
@@ -751,6 +757,7 @@ static struct kvm_vm *create_vm(u64 random, u64 steps, bool mixed)
 
 	vm = vm_create_with_vcpus(nr_vcpus, guest_code, vcpus);
 	virt_map(vm, MMIO_GVA, MMIO_GPA, 1);
+	sync_global_to_guest(vm, soak_left_out);
 	memcpy(addr_gpa2hva(vm, SIPI_GPA), sipi_code, sizeof(sipi_code));
 	setup_smram(vm, vcpus[0], SMRAM_GPA, smi_handler, sizeof(smi_handler));
 	if (kvm_cpu_has(X86_FEATURE_VMX))
@@ -770,7 +777,7 @@ static struct kvm_vm *create_vm(u64 random, u64 steps, bool mixed)
 		hosts[i].id = i;
 		hosts[i].random = soak_random(&random);
 
-		g->random = soak_random(&random);
+		g->round_state = soak_random(&random);
 		g->steps = steps;
 		g->id = i;
 		g->what = "begin";
@@ -788,7 +795,7 @@ static struct kvm_vm *create_vm(u64 random, u64 steps, bool mixed)
 	return vm;
 }
 
-static void free_vm(struct kvm_vm *vm, u64 steps)
+static void free_vm(struct kvm_vm *vm)
 {
 	int i;
 
@@ -798,10 +805,11 @@ static void free_vm(struct kvm_vm *vm, u64 steps)
 	kvm_vm_free(vm);
 }
 
-static void run_round(u64 random, u64 steps)
+static void run_round(void)
 {
 	bool sends_init = nr_vcpus > 1 && !migrates;
-	struct kvm_vm *vm = create_vm(random, steps, migrates);
+	u64 random = soak_round_state();
+	struct kvm_vm *vm = create_vm(random, migrates);
 	struct host *h;
 
 	hosts[0].g->sends_init = sends_init;
@@ -813,7 +821,7 @@ static void run_round(u64 random, u64 steps)
 			h = &hosts[nr_vcpus - 1];
 		run_once(h);
 	} while (!hosts[0].done || !hosts[nr_vcpus - 1].done);
-	free_vm(vm, steps);
+	free_vm(vm);
 }
 
 /* Threads. */
@@ -858,11 +866,12 @@ static void count_signal(int sig)
 	__atomic_fetch_add(&total_signals, 1, __ATOMIC_RELAXED);
 }
 
-static void run_threads(u64 random, u64 steps)
+static void run_threads(void)
 {
+	u64 random = soak_round_state();
 	pthread_t threads[MAX_VCPUS], secrets[NR_SECRET_THREADS];
 	struct sigaction action = { .sa_handler = count_signal };
-	struct kvm_vm *vm = create_vm(random, steps, true);
+	struct kvm_vm *vm = create_vm(random, true);
 	int nr_cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	int i, nr_done;
 
@@ -890,24 +899,29 @@ static void run_threads(u64 random, u64 steps)
 		pthread_join(threads[i], NULL);
 	for (i = 0; i < NR_SECRET_THREADS; i++)
 		pthread_join(secrets[i], NULL);
-	free_vm(vm, steps);
+	free_vm(vm);
 }
 
 int main(void)
 {
 	const char *part = getenv("SOAK_PART") ? : "guest";
-	u64 steps = soak_env("SOAK_STEPS", 500);
 
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 
 	soak_begin(part);
+	steps = soak_env("SOAK_STEPS", 500);
+	TEST_ASSERT(steps <= SOAK_MAX_STEPS, "At most %u steps", SOAK_MAX_STEPS);
 	migrates = !strcmp(part, "migrate");
 	nr_vcpus = migrates ? 1 : strcmp(part, "load") ? 2 : MAX_VCPUS;
+	if (soak_env("SOAK_MINIMISE", 0)) {
+		soak_minimise(run_round, steps);
+		return 0;
+	}
 	for_each_round() {
 		if (nr_vcpus == MAX_VCPUS)
-			run_threads(soak_round_state(), steps);
+			run_threads();
 		else
-			run_round(soak_round_state(), steps);
+			run_round();
 		printf("round %lu: %lu steps, %lu exits\n", soak_round, total_steps, total_exits);
 	}
 	soak_end();

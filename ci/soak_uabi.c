@@ -531,7 +531,9 @@ static bool set_nested_state(void)
 	       soak_is_same(&before.sregs, &after.sregs, sizeof(before.sregs));
 }
 
-static void run_round(u64 steps)
+static u64 steps;
+
+static void run_round(void)
 {
 	struct kvm_vm *vm;
 	struct ucall uc;
@@ -565,6 +567,9 @@ static void run_round(u64 steps)
 	}
 
 	for (i = 0; i < steps; i++) {
+		if (soak_left_out[i])
+			continue;
+		rng = soak_step_state(soak_round_state(), i);
 		take(&before);
 		switch (rnd(8)) {
 		case 0:
@@ -594,14 +599,18 @@ static void run_round(u64 steps)
 
 int main(void)
 {
-	u64 steps = soak_env("SOAK_STEPS", 200);
-
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_NESTED_STATE));
 
 	soak_begin("uabi");
+	steps = soak_env("SOAK_STEPS", 200);
+	TEST_ASSERT(steps <= SOAK_MAX_STEPS, "At most %u steps", SOAK_MAX_STEPS);
+	if (soak_env("SOAK_MINIMISE", 0)) {
+		soak_minimise(run_round, steps);
+		return 0;
+	}
 	for_each_round() {
-		run_round(steps);
+		run_round();
 		printf("round %lu: %lu succeeded, %lu failed\n", soak_round, nr_succeeded, nr_failed);
 	}
 	soak_end();

@@ -8,8 +8,11 @@
 all:
 include Makefile
 
+# A source may include one of the tree's own.
+CFLAGS += -I.
+
 $(USER_BIN).o: $(USER_SRC)
-	$(CC) $(CFLAGS) $(CPPFLAGS) $(TARGET_ARCH) -c $< -o $@
+	$(CC) $(CFLAGS) $(CPPFLAGS) $(TARGET_ARCH) -MT $@ -c $< -o $@
 $(USER_BIN): $(USER_BIN).o $(LIBKVM_OBJS)
 	$(CC) $(CFLAGS) $(CPPFLAGS) $(LDFLAGS) $(TARGET_ARCH) $< $(LIBKVM_OBJS) $(LDLIBS) -o $@
 -include $(USER_BIN).d
