@@ -5,6 +5,11 @@
 # "make help" prints.
 
 export BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR
+# These, too, go through the environment and not through a shell's command line.
+export P OLD RFC
+export MAIL_TO = $(value TO)
+# CC is the compiler's name unless make was told.
+export MAIL_CC = $(if $(filter command,$(origin CC)),$(value CC))
 
 .NOTPARALLEL:
 # Every verb: a line with ##.
@@ -18,6 +23,8 @@ check:      ## run all tests; with TESTS= or CPU= those rows of ci/runs only
 	@ci/check
 base:       ## fetch Linux, verify it, apply the series: build/linux-VERSION
 	@ci/apply linux
+lint:       ## check scripts, patches and their order, without building
+	@ci/lint
 machine:    ## build the emulator: Bochs with the queue of machine/
 	@ci/machine
 kernel:     ## build the patched kernel, as the fragments CONFIG= of configs/ say
@@ -25,7 +32,7 @@ kernel:     ## build the patched kernel, as the fragments CONFIG= of configs/ sa
 selftests:  ## build the KVM selftests and the machine's own tests
 	@ci/selftests
 boot:       ## boot CPU= and run the tests named in TESTS=
-	@ci/run -t $(TESTS)
+	@ci/run -t $$TESTS
 shell:      ## boot CPU= to a shell on its serial console, the tests and T= in /tests
 	@ci/shell
 test:       ## run T= on CPU=: a KVM selftest to build, or a static program
@@ -33,7 +40,7 @@ test:       ## run T= on CPU=: a KVM selftest to build, or a static program
 tree:       ## make a git tree in DIR=: the base, and each patch as a commit
 	@ci/tree
 edit:       ## the same, stopped at the patch P=, to change it
-	@ci/tree $(if $(P),"$(P)",none)
+	@ci/tree "$${P:-none}"
 refresh:    ## make the series, and selftests/, from that tree
 	@ci/refresh
 refresh-selftests: ## make the patches that add selftests from selftests/
@@ -43,11 +50,11 @@ port:       ## carry the series over to another base, BASE=, in a git tree DIR=
 apply:      ## apply the series to a kernel tree of your own, KSRC=
 	@ci/apply-to
 mbox:       ## write the series as mails, signed off by git's user: out/*.mbox
-	@MAIL_TO="$(TO)" MAIL_CC="$(if $(filter command,$(origin CC)),$(CC))" RFC="$(RFC)" ci/mbox
+	@ci/mbox
 post-check: ## say what mail tools and checkers have to say of those mails
-	@MAIL_TO="$(TO)" MAIL_CC="$(if $(filter command,$(origin CC)),$(CC))" RFC="$(RFC)" ci/post-check
+	@ci/post-check
 range-diff: ## compare the series with that of another revision, OLD=
-	@OLD="$(OLD)" ci/range-diff
+	@ci/range-diff
 mutants:    ## show that the tests notice what they are there for
 	@ci/mutants
 bisect-check: ## build every patch in every way of ci/builds, boot between
@@ -67,7 +74,7 @@ cost:       ## size of KVM and instructions per VM-exit, base and series
 soak:       ## random guests and a random VMM against a model, for hours
 	@ci/soak --long
 regress:    ## KVM's own selftests on CPU= or all rows, base against series
-	@ci/regress $(CPU)
+	@ci/regress $$CPU
 kselftest:  ## the APX tests on CPU=, packed and run by kselftest itself
 	@ci/kselftest
 debug-check: ## the tests on kernels that check themselves, one of them real-time

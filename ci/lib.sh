@@ -19,6 +19,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 O=$(realpath -m -- "${O:-$top/build}")
 [ "$O" != "$top" ] || { echo "error: O=$O is the checkout itself; name a folder for the build" >&2; exit 2; }
 JOBS=${JOBS:-$(nproc)}
+[[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS=$JOBS is not a number" >&2; exit 2; }
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-apx
 export CCACHE_DIR="$cache/ccache" CCACHE_BASEDIR="$O" CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=4G
 logs=$O/log
@@ -251,7 +252,7 @@ kconfig() {
 	kmake -s olddefconfig
 	while read -r option; do
 		case $option in
-		'# '*) option=${option#\# }; ! grep -q "^${option%% *}=" "$config" || missing+=("${option%% *}=n") ;;
+		'# '* | *=n) option=${option#\# } option=${option%=n}; ! grep -q "^${option%% *}=" "$config" || missing+=("${option%% *}=n") ;;
 		*) grep -qxF "$option" "$config" || missing+=("$option") ;;
 		esac
 	done < <(cat "${@:3}" | awk '/^CONFIG_|^# CONFIG_.* is not set/ {
