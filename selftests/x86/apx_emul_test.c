@@ -875,11 +875,9 @@ static void guest_branches_and_stack(void)
 	EXPECT("CALLF [R16]", NONE, "\xd5\x10\xff\x18");
 	GUEST_ASSERT(other.via_pad);
 
-	/*
-	 * Nothing but 16 bits of PUSHF: forced emulation sees the RF that the #UD
-	 * of its prefix sets, and pushes it.
-	 */
+	/* The #UD of the forced emulation prefix sets RF: it isn't to be pushed. */
 	in.rflags = X86_EFLAGS_FIXED | X86_EFLAGS_CF | X86_EFLAGS_SF;
+	EXPECT("PUSHF", NONE, "\xd5\x77\x9c");
 	EXPECT("PUSHFW", NONE, "\x66\xd5\x77\x9c");
 	top[0] = X86_EFLAGS_FIXED | X86_EFLAGS_PF | X86_EFLAGS_OF;
 	EXPECT("POPF", NONE, "\xd5\x7f\x9d");

@@ -1,0 +1,709 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A program without an operating system, for what one would not survive or hide.
+ *
+ * 1. R16-R31 are zero after RESET.
+ * 2. XCR0.APX is toggled again and again in front of the same instruction: it is
+ *    REX2 or #UD, whatever the CPU remembers of it.
+ * 3. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
+ *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
+ *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
+ *    to go on, whatever they do.
+ *
+ * An NMI ends what would not end, a reset what cannot be ended otherwise; the
+ * program then goes on where it was.
+ *
+ * SEED and TRIALS are chosen when it is compiled.  Output: KTAP on COM2.
+ */
+#include "bare.h"
+#include "../tests/random_code.h"
+
+#define UD		6
+#define BP		3
+
+#define MSR_FEATURE_CONTROL	0x3a
+#define MSR_VMX_BASIC		0x480
+#define MSR_EFER		0xc0000080
+#define MSR_VM_HSAVE_PA		0xc0010117
+
+#define CR4_VMXE	(1u << 13)
+
+enum mode { LONG, COMPAT32, COMPAT16, LEGACY, REAL, VMX, SVM, MODES };
+
+/* Outlives a reset, and what begins it is known to entry.S. */
+static struct state {
+	u64 rsp, cr4;
+	u8 busy, apx, vmx, svm;
+	u32 magic, boots, trial, nr, failed;
+	u32 ran[MODES], nmis, exits;
+	u64 rng;
+} * const state = (void *)STATE;
+
+static u64 * const regs = (void *)REGS;
+
+struct frame {
+	u64 rip, cs, rflags, rsp, ss;
+};
+
+int try(struct frame *frame);
+void triple_fault(void) __attribute__((noreturn));
+void do_vmlaunch(void);
+void do_vmrun(void);
+void vm_exit(void);
+void to_legacy(void);
+void to_real(void);
+extern const u8 vectors[256][VECTOR_SIZE];
+extern const u64 pml4[];
+
+void *memset(void *p, int c, size_t n)
+{
+	void *at = p;
+
+	asm volatile("rep stosb" : "+D"(at), "+c"(n) : "a"(c) : "memory");
+	return p;
+}
+
+void *memcpy(void *to, const void *from, size_t n)
+{
+	void *at = to;
+
+	asm volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(n) : : "memory");
+	return to;
+}
+
+static void outb(u16 port, u8 v)
+{
+	asm volatile("outb %0, %1" : : "a"(v), "Nd"(port));
+}
+
+static u8 inb(u16 port)
+{
+	u8 v;
+
+	asm volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
+	return v;
+}
+
+static u64 rdmsr(u32 msr)
+{
+	u32 eax, edx;
+
+	asm volatile("rdmsr" : "=a"(eax), "=d"(edx) : "c"(msr));
+	return eax | (u64)edx << 32;
+}
+
+static void wrmsr(u32 msr, u64 v)
+{
+	asm volatile("wrmsr" : : "c"(msr), "a"((u32)v), "d"((u32)(v >> 32)));
+}
+
+static void xsetbv(u64 v)
+{
+	asm volatile("xsetbv" : : "c"(0), "a"((u32)v), "d"((u32)(v >> 32)));
+}
+
+static u64 read_cr0(void)
+{
+	u64 v;
+
+	asm volatile("mov %%cr0, %0" : "=r"(v));
+	return v;
+}
+
+/* ------------------------------------------------------------------------
+ * Output
+ */
+#define COM2	0x2f8
+
+static void set_com2(void)
+{
+	outb(COM2 + 3, 0x83);		/* 115200 baud, 8 bits */
+	outb(COM2 + 0, 1);
+	outb(COM2 + 1, 0);
+	outb(COM2 + 3, 3);
+}
+
+static void put_char(char c)
+{
+	while (!(inb(COM2 + 5) & 0x40))
+		;
+	outb(COM2, c);
+}
+
+static void put(const char *s)
+{
+	while (*s)
+		put_char(*s++);
+}
+
+static void put_nr(u32 n)
+{
+	if (n >= 10)
+		put_nr(n / 10);
+	put_char('0' + n % 10);
+}
+
+static void result(bool pass, const char *what)
+{
+	state->failed += !pass;
+	put(pass ? "ok " : "not ok ");
+	put_nr(++state->nr);
+	put_char(' ');
+	put(what);
+	put_char('\n');
+}
+
+/* ------------------------------------------------------------------------
+ * What outlives the BIOS's tests of memory, should random code call them: bytes
+ * of the CMOS that nobody uses.
+ */
+#define CMOS_TRIAL	0x60		/* 4 bytes, then CMOS_MAGIC */
+#define CMOS_MAGIC	0x5a
+
+static void save_trial(u32 trial)
+{
+	int i;
+
+	for (i = 0; i < 5; i++) {
+		outb(0x70, CMOS_TRIAL + i);
+		outb(0x71, i < 4 ? trial >> 8 * i : CMOS_MAGIC);
+	}
+}
+
+/* 0: there is none. */
+static u32 saved_trial(void)
+{
+	u8 saved[5];
+	u32 trial;
+	int i;
+
+	for (i = 0; i < 5; i++) {
+		outb(0x70, CMOS_TRIAL + i);
+		saved[i] = inb(0x71);
+	}
+	memcpy(&trial, saved, sizeof(trial));
+	return saved[4] == CMOS_MAGIC && trial <= TRIALS ? trial : 0;
+}
+
+/* ------------------------------------------------------------------------
+ * What the CPU has
+ */
+static u64 supported_xcr0(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid_count(0xd, 0, eax, ebx, ecx, edx);
+	return eax | (u64)edx << 32;
+}
+
+static void set_idt(void)
+{
+	struct {
+		u16 low, cs;
+		u8 ist, type;
+		u16 middle;
+		u32 high, zero;
+	} *idt = (void *)IDT;
+	struct {
+		u16 limit;
+		u64 base;
+	} __attribute__((packed)) ptr = { 256 * 16 - 1, IDT };
+	int i;
+
+	for (i = 0; i < 256; i++) {
+		memset(&idt[i], 0, sizeof(idt[i]));
+		idt[i].low = (u64)vectors[i];
+		idt[i].middle = (u64)vectors[i] >> 16;
+		idt[i].cs = CS64;
+		idt[i].ist = i == NMI ? 2 : 1;
+		idt[i].type = 0x8e;
+	}
+	memset((void *)TSS, 0, 0x68);
+	put64((void *)TSS, 36, IST_TOP);
+	put64((void *)TSS, 44, NMI_TOP);
+	asm volatile("lidt %0" : : "m"(ptr));
+	asm volatile("ltr %w0" : : "r"(TR));
+}
+
+static void set_cpu(void)
+{
+	u32 eax, ebx, ecx, edx;
+	u64 control;
+	u8 failed;
+
+	state->cr4 = 0x40620;
+	__cpuid(1, eax, ebx, ecx, edx);
+	state->vmx = !!(ecx & 1 << 5);
+	__cpuid(0x80000001, eax, ebx, ecx, edx);
+	state->svm = !!(ecx & 1 << 2);
+	state->apx = !!(supported_xcr0() & XBIT_APX);
+	if (state->vmx) {
+		state->cr4 |= CR4_VMXE;
+		control = rdmsr(MSR_FEATURE_CONTROL);
+		if (!(control & 1))
+			wrmsr(MSR_FEATURE_CONTROL, 5);
+		asm volatile("mov %0, %%cr4" : : "r"(state->cr4));
+		*(u32 *)VMXON_REGION = rdmsr(MSR_VMX_BASIC);
+		asm volatile("vmxon %1; setna %0" : "=r"(failed)
+			     : "m"((u64){ VMXON_REGION }) : "cc", "memory");
+		if (failed)
+			result(false, "VMXON");
+	}
+	if (state->svm) {
+		wrmsr(MSR_EFER, rdmsr(MSR_EFER) | 1 << 12);
+		wrmsr(MSR_VM_HSAVE_PA, HSAVE);
+	}
+	xsetbv(supported_xcr0());
+}
+
+static int run(u64 rip, u16 cs, u16 ss, u64 rsp, u64 rflags)
+{
+	struct frame *frame = (void *)(STACK_TOP - 0x2000);
+
+	*frame = (struct frame){ rip, cs, rflags, rsp, ss };
+	return try(frame);
+}
+
+/* ------------------------------------------------------------------------
+ * RESET, and decoded code
+ */
+/* What ended the code at CODE: not the watchdog. */
+static int run_code(void)
+{
+	int vector;
+
+	do {
+		vector = run(CODE, CS64, DS64, SCRATCH + 0x8000, 2);
+	} while (vector == NMI);
+	return vector;
+}
+
+static void fill_egprs(void)
+{
+	int i;
+
+	memset(regs, 0x5a, 32 * sizeof(*regs));
+	for (i = 16; i < 32; i++)
+		regs[i - 16] = 0x1111111111111111ull * (i - 16) + 1;
+	*(u8 *)CODE = 0xcc;
+	run_code();
+}
+
+/* mov %r16 ... %r31, disp8(%rdi), without REX2 in the compiler. */
+static void store_egprs(u64 *to)
+{
+	u8 *p = (void *)CODE;
+	int i;
+
+	for (i = 0; i < 16; i++) {
+		*p++ = 0xd5;
+		*p++ = 0x48 | (i >> 3) << 2;
+		*p++ = 0x89;
+		*p++ = 0x47 | (i & 7) << 3;
+		*p++ = i * 8;
+	}
+	*p = 0xcc;
+	state->apx = 0;			/* try() leaves them alone */
+	regs[7] = (u64)to;
+	run_code();
+	state->apx = 1;
+}
+
+static void check_reset(void)
+{
+	u64 egprs[16];
+	int i, zeroes = 0;
+
+	memset(egprs, 0xff, sizeof(egprs));
+	store_egprs(egprs);
+	for (i = 0; i < 16; i++)
+		zeroes += egprs[i] == 0;
+	result(zeroes == 16, "RESET zeroes R16-R31");
+}
+
+static bool egprs_are_stored(void)
+{
+	u64 egprs[16];
+	int i;
+
+	memset(egprs, 0xff, sizeof(egprs));
+	store_egprs(egprs);
+	for (i = 0; i < 16; i++)
+		if (egprs[i] != 0x1111111111111111ull * i + 1)
+			return false;
+	return true;
+}
+
+static void check_toggling(void)
+{
+	static const u8 code[] = {
+		0x0f, 0x01, 0xd1,		/* xsetbv */
+		0xd5, 0x19, 0xff, 0xc7,		/* inc %r31 */
+		0xcc,
+	};
+	u64 all = supported_xcr0(), xcr0;
+	int i, wrong = 0;
+
+	memcpy((void *)CODE, code, sizeof(code));
+	for (i = 0; i < 10000; i++) {
+		xcr0 = rng_below(2) ? all : all & ~XBIT_APX;
+		xsetbv(all);		/* for try() */
+		memset(regs, 0, 32 * sizeof(*regs));
+		regs[0] = (u32)xcr0;
+		regs[2] = xcr0 >> 32;
+		wrong += run_code() != (xcr0 & XBIT_APX ? BP : UD);
+	}
+	xsetbv(all);
+	result(!wrong, "code that was decoded sees XCR0.APX change");
+}
+
+/* ------------------------------------------------------------------------
+ * Random code
+ */
+static u64 random_value(void)
+{
+	static const u32 msrs[] = {
+		0x10, 0x1b, 0x3a, 0x48, 0x49, 0x10b, 0x122, 0x174, 0x175, 0x176, 0x1a0, 0x1c4,
+		0x1c5, 0x1d9, 0x250, 0x277, 0x2ff, 0x480, 0x48b, 0x6a0, 0x6a2, 0x6a4, 0x6a8,
+		0x6e0, 0x808, 0x80b, 0x830, 0x832, 0x83f, 0xda0, 0xc0000080, 0xc0000081,
+		0xc0000082, 0xc0000084, 0xc0000100, 0xc0000102, 0xc0000103, 0xc0010114, 0xc0010117,
+	};
+
+	switch (rng_below(8)) {
+	case 0: return rng();
+	case 1: return (u32)rng();
+	case 2: return rng_below(0x100);
+	case 3: return msrs[rng_below(ARRAY_SIZE(msrs))];
+	case 4: return VMXON_REGION + 0x1000 * rng_below(8);
+	case 5: return 1ull << rng_below(64);
+	default: return SCRATCH + rng_below(0x10000);
+	}
+}
+
+static void random_regs(void)
+{
+	int i;
+
+	for (i = 0; i < 32; i++)
+		regs[i] = random_value();
+}
+
+/* No port I/O: that is the devices' to get right, not the CPU's. */
+static void random_string(u8 *to, bool long_mode)
+{
+	int i;
+
+	random_code(to, long_mode);
+	for (i = 0; i < STRING; i++)
+		if ((to[i] >= 0x6c && to[i] <= 0x6f) || (to[i] >= 0xe4 && to[i] <= 0xe7) ||
+		    (to[i] >= 0xec && to[i] <= 0xef))
+			to[i] ^= 0x80;
+	memset(to + STRING, 0xcc, 32);
+}
+
+static u64 random_rflags(void)
+{
+	u64 rflags = 2 | (rng() & 0x8d5);
+
+	switch (rng_below(8)) {
+	case 0: return rflags | 0x100;			/* TF */
+	case 1: return rflags | (rng() & 0x254600);
+	default: return rflags;
+	}
+}
+
+static void vmwrite(u32 field, u64 v)
+{
+	asm volatile("vmwrite %1, %0" : : "r"((u64)field), "r"(v) : "cc");
+}
+
+static u64 vmread(u32 field)
+{
+	u64 v = 0;
+
+	asm volatile("vmread %1, %0" : "+r"(v) : "r"((u64)field) : "cc");
+	return v;
+}
+
+#define EXIT_MSR_STORES	0x400e
+#define EXIT_MSR_LOADS	0x4010
+#define EXIT_REASON	0x4402
+
+static u64 must(u32 msr, u64 v)
+{
+	u64 allowed = rdmsr(msr);
+
+	return (v | (u32)allowed) & (allowed >> 32);
+}
+
+/* Field numbers, types and widths: SDM Vol. 3, appendix B. */
+static u32 random_field(void)
+{
+	static const u8 most[4] = { 0x18, 0x40, 0x30, 0x20 };
+	u32 width = rng_below(4);
+
+	return width << 13 | rng_below(4) << 10 | rng_below(most[width]) << 1;
+}
+
+/* A VMCS that is right, a copy of the host's state. */
+static void fill_vmcs(void)
+{
+	static const struct {
+		u16 field;
+		u32 v;
+	} fields[] = {
+		{ 0x0802, CS64 }, { 0x0804, DS64 }, { 0x0800, DS64 }, { 0x0806, DS64 },
+		{ 0x0808, DS64 }, { 0x080a, DS64 }, { 0x080c, 0 }, { 0x080e, TR },
+		{ 0x0c00, DS64 }, { 0x0c02, CS64 }, { 0x0c04, DS64 }, { 0x0c06, DS64 },
+		{ 0x0c08, DS64 }, { 0x0c0a, DS64 }, { 0x0c0c, TR },
+		{ 0x2000, BITMAPS }, { 0x2002, BITMAPS + 0x1000 }, { 0x2004, BITMAPS + 0x2000 },
+		{ 0x4800, ~0u }, { 0x4802, ~0u }, { 0x4804, ~0u }, { 0x4806, ~0u }, { 0x4808, ~0u },
+		{ 0x480a, ~0u }, { 0x480c, 0 }, { 0x480e, 0x67 }, { 0x4810, 0x5f }, { 0x4812, 0xfff },
+		{ 0x4814, 0xc093 }, { 0x4816, 0xa09b }, { 0x4818, 0xc093 }, { 0x481a, 0xc093 },
+		{ 0x481c, 0xc093 }, { 0x481e, 0xc093 }, { 0x4820, 0x10000 }, { 0x4822, 0x8b },
+		{ 0x4824, 0 }, { 0x4826, 0 }, { 0x4004, 0 }, { 0x400a, 0 }, { 0x400e, 0 },
+		{ 0x4010, 0 }, { 0x4014, 0 }, { 0x4016, 0 },
+		{ 0x6814, TSS }, { 0x6816, GDT }, { 0x6818, IDT }, { 0x681a, 0x400 },
+		{ 0x6c0a, TSS }, { 0x6c0c, GDT }, { 0x6c0e, IDT }, { 0x6822, 0 },
+	};
+	u64 exit, entry;
+	unsigned int i;
+
+	asm volatile("vmclear %0" : : "m"((u64){ VMCS }) : "cc", "memory");
+	memset((void *)VMCS, 0, 0x1000);
+	*(u32 *)VMCS = rdmsr(MSR_VMX_BASIC);
+	asm volatile("vmclear %0; vmptrld %0" : : "m"((u64){ VMCS }) : "cc", "memory");
+	for (i = 0; i < ARRAY_SIZE(fields); i++)
+		vmwrite(fields[i].field, fields[i].v);
+	/* Exits due to external interrupts and NMIs, I/O and MSR bitmaps, secondary controls. */
+	vmwrite(0x4000, must(0x481, 9));
+	vmwrite(0x4002, must(0x482, 1u << 28 | 1u << 25 | (rng_below(2) ? 1u << 31 : 0)));
+	/* Half of these with EPT, RDTSCP, VPID, unrestricted guest, INVPCID, XSAVES. */
+	vmwrite(0x401e, must(0x48b, rng_below(2) ? 0 : 0x1010aa));
+	vmwrite(0x0000, 1);
+	vmwrite(0x201a, EPT | 0x1e);
+	exit = must(0x483, 1 << 9);
+	entry = must(0x484, 1 << 9);
+	vmwrite(0x400c, exit);
+	vmwrite(0x4012, entry);
+	vmwrite(0x2800, ~0ull);			/* VMCS link pointer */
+	vmwrite(0x6800, read_cr0());
+	vmwrite(0x6c00, read_cr0());
+	vmwrite(0x6802, (u64)pml4);
+	vmwrite(0x6c02, (u64)pml4);
+	vmwrite(0x6804, state->cr4);
+	vmwrite(0x6c04, state->cr4);
+	vmwrite(0x6c14, IST_TOP);
+	vmwrite(0x6c16, (u64)vm_exit);
+	vmwrite(0x681c, SCRATCH + 0x8000);
+	vmwrite(0x681e, CODE);
+	vmwrite(0x6820, random_rflags() & ~0x20000ull);
+}
+
+static void vmx_guest(void)
+{
+	int i;
+	u32 field;
+
+	fill_vmcs();
+	for (i = rng_below(5); i > 0; i--) {
+		field = random_field();
+		/* A VM exit that cannot store or load MSRs stops the CPU for good. */
+		if (field == EXIT_MSR_STORES || field == EXIT_MSR_LOADS)
+			continue;
+		vmwrite(field, rng_below(2) ? vmread(field) ^ 1ull << rng_below(64) : random_value());
+	}
+	if (run((u64)do_vmlaunch, CS64, DS64, SCRATCH + 0x8000, 2) == VM_EXIT)
+		state->exits += !(vmread(EXIT_REASON) >> 31);
+}
+
+/* Offsets: APM Vol. 2, appendix B. */
+#define EXITCODE	0x70
+
+static void svm_guest(void)
+{
+	static const struct {
+		u16 at, selector, attributes;
+		u32 limit, base;
+	} segments[] = {
+		{ 0x400, DS64, 0xc93, ~0u, 0 }, { 0x410, CS64, 0xa9b, ~0u, 0 },
+		{ 0x420, DS64, 0xc93, ~0u, 0 }, { 0x430, DS64, 0xc93, ~0u, 0 },
+		{ 0x440, DS64, 0xc93, ~0u, 0 }, { 0x450, DS64, 0xc93, ~0u, 0 },
+		{ 0x460, 0, 0, 0x5f, GDT }, { 0x470, 0, 0x82, 0, 0 },
+		{ 0x480, 0, 0, 0xfff, IDT }, { 0x490, TR, 0x8b, 0x67, TSS },
+	};
+	u8 *vmcb = (void *)VMCB;
+	unsigned int i;
+	u64 at;
+
+	memset(vmcb, 0, 0x1000);
+	put64(vmcb, 0x00c, 3ull << 32 | 0x9800001b);	/* VMRUN, shutdown, NMI, INTR, ... */
+	put64(vmcb, 0x040, BITMAPS);
+	put64(vmcb, 0x048, BITMAPS);
+	put64(vmcb, 0x058, 1);				/* ASID */
+	if (rng_below(2)) {
+		put64(vmcb, 0x090, 1);			/* nested paging */
+		put64(vmcb, 0x0b0, (u64)pml4);
+	}
+	for (i = 0; i < ARRAY_SIZE(segments); i++) {
+		put64(vmcb, segments[i].at, segments[i].selector | (u32)segments[i].attributes << 16 |
+		      (u64)segments[i].limit << 32);
+		put64(vmcb, segments[i].at + 8, segments[i].base);
+	}
+	put64(vmcb, 0x4d0, rdmsr(MSR_EFER));
+	put64(vmcb, 0x548, state->cr4);
+	put64(vmcb, 0x550, (u64)pml4);
+	put64(vmcb, 0x558, read_cr0());
+	put64(vmcb, 0x560, 0x400);
+	put64(vmcb, 0x568, 0xffff0ff0);
+	put64(vmcb, 0x570, random_rflags());
+	put64(vmcb, 0x578, CODE);
+	put64(vmcb, 0x5d8, SCRATCH + 0x8000);
+	put64(vmcb, 0x668, 0x0007040600070406ull);
+	for (i = rng_below(5); i > 0; i--) {
+		at = (rng_below(2) ? rng_below(0x100) : 0x400 + rng_below(0x280)) & ~7;
+		put64(vmcb, at, rng_below(2) ? get64(vmcb, at) ^ 1ull << rng_below(64) : random_value());
+	}
+	if (run((u64)do_vmrun, CS64, DS64, SCRATCH + 0x8000, 2) == VM_EXIT)
+		state->exits += get64(vmcb, EXITCODE) != ~0ull;
+}
+
+static void random_trial(void)
+{
+	enum mode mode = rng_below(MODES);
+	int vector = 0;
+	u32 i;
+
+	if (mode >= VMX)
+		mode = state->vmx ? VMX : state->svm ? SVM : LONG;
+	state->ran[mode]++;
+	if (state->vmx && (mode == LEGACY || mode == REAL))
+		asm volatile("vmxoff");		/* it does not let paging be switched off */
+	for (i = 0; i < 0x1000; i += 8)
+		put64((void *)SCRATCH, 0x7800 + i, random_value());
+	random_string((void *)CODE, mode == LONG || mode >= VMX);
+	random_regs();
+	state->apx = !!(supported_xcr0() & XBIT_APX);
+	xsetbv(supported_xcr0());
+	switch (mode) {
+	case LONG:
+		vector = run(CODE, CS64, DS64, SCRATCH + 0x8000, random_rflags());
+		break;
+	case COMPAT32:
+		vector = run(CODE, CS32, DS32, 0x8000, random_rflags());
+		break;
+	case COMPAT16:
+		vector = run(0, CS16_CODE, DS32, 0x8000, random_rflags());
+		break;
+	case LEGACY:
+		run((u64)to_legacy, CS32_FLAT, DS32_FLAT, STACK_TOP - 0x3000, 2);
+		break;
+	case REAL:
+		memcpy((void *)REAL_CODE, (void *)CODE, STRING + 32);
+		run((u64)to_real, CS32_FLAT, DS32_FLAT, STACK_TOP - 0x3000, 2);
+		break;
+	case VMX:
+		vmx_guest();
+		break;
+	case SVM:
+		svm_guest();
+		break;
+	case MODES:
+		break;
+	}
+	state->nmis += vector == NMI;
+}
+
+static void summary(void)
+{
+	static const char * const names[MODES] = {
+		"64-bit", "32-bit compatibility", "16-bit compatibility", "legacy protected mode",
+		"real mode", "VMLAUNCH", "VMRUN",
+	};
+	int i;
+
+	for (i = 0; i < MODES; i++) {
+		put("# ");
+		put_nr(state->ran[i]);
+		put_char(' ');
+		put(names[i]);
+		put_char('\n');
+	}
+	put("# ");
+	put_nr(state->nmis);
+	put(" ended by the NMI, ");
+	put_nr(state->exits);
+	put(" VM exits, ");
+	put_nr(state->boots);
+	put(" resets\n");
+}
+
+static void switch_off(void)
+{
+	const char *s;
+
+	while (!(inb(COM2 + 5) & 0x40))
+		;
+	for (s = "Shutdown"; *s; s++)
+		outb(0x8900, *s);
+}
+
+void bare_main(void)
+{
+	state->busy = 1;
+	if (state->magic != MAGIC) {
+		memset(state, 0, sizeof(*state));
+		state->busy = 1;
+		state->magic = MAGIC;
+		memset((void *)BITMAPS, 0xff, 0x4000);
+		/* 1 GiB, write-back, all accesses. */
+		put64((void *)EPT, 0, (EPT + 0x1000) | 7);
+		put64((void *)(EPT + 0x1000), 0, 0xb7);
+	}
+	state->boots++;
+	set_com2();
+	set_idt();
+	set_cpu();
+	rng_seed(SEED);
+	if (state->boots == 1 && saved_trial()) {
+		state->trial = saved_trial();
+		state->boots = 3;
+		put("# memory was lost at trial ");
+		put_nr(state->trial);
+		put_char('\n');
+	}
+	if (state->boots == 1) {
+		put("TAP version 13\n1..");
+		put_nr(2 * state->apx + !!TRIALS);
+		put_char('\n');
+		if (state->apx) {
+			fill_egprs();
+			if (!egprs_are_stored())
+				result(false, "R16-R31 hold values");
+			triple_fault();
+		}
+	}
+	if (state->boots == 2 && state->apx) {
+		check_reset();
+		check_toggling();
+	}
+	while (state->trial != TRIALS) {
+		rng_seed(SEED * 1000003ull + state->trial++);
+		save_trial(state->trial);
+		if (state->trial % 100 == 0) {
+			put("# trial ");
+			put_nr(state->trial);
+			put_char('\n');
+		}
+		random_trial();
+		/* Now and then VMX operation and what else lasts begins anew. */
+		if (rng_below(16) == 0)
+			triple_fault();
+	}
+	if (TRIALS) {
+		summary();
+		result(true, "random code at CPL 0");
+	}
+	switch_off();
+}
