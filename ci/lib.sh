@@ -109,6 +109,10 @@ space() {
 		die "not enough disk: $1 needs $2 GiB free, has $((free / 1024 / 1024)) GiB; free some or choose another folder with O="
 }
 
+# Housekeeping of git goes on in the background when its command has ended; it
+# would hold the lock, for a minute with a tree of Linux.
+git() { command git -c gc.auto=0 -c maintenance.auto=false "$@"; }
+
 # take_lock: one command at a time works in a build folder.
 take_lock() {
 	[ "${KVM_APX_LOCK-}" != "$O" ] || return 0
