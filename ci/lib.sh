@@ -110,8 +110,17 @@ space() {
 }
 
 # Housekeeping of git goes on in the background when its command has ended; it
-# would hold the lock, for a minute with a tree of Linux.
-git() { command git -c gc.auto=0 -c maintenance.auto=false "$@"; }
+# would hold the lock, for a minute with a tree of Linux. Said in the
+# environment, so that a git below xargs, make or a test hears it, too.
+git_setting() {
+	local n=${GIT_CONFIG_COUNT:-0}
+	export "GIT_CONFIG_KEY_$n=$1" "GIT_CONFIG_VALUE_$n=$2" "GIT_CONFIG_COUNT=$((n + 1))"
+}
+if [ -z "${KVM_APX_GIT_QUIET-}" ]; then
+	git_setting gc.auto 0
+	git_setting maintenance.auto false
+	export KVM_APX_GIT_QUIET=1
+fi
 
 # take_lock: one command at a time works in a build folder.
 take_lock() {
