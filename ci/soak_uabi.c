@@ -93,7 +93,7 @@ static struct egprs egprs;	/* that KVM has, whatever the vCPU has */
 static bool has_apx;
 static u64 xcr0, vcpu_xcr0;	/* the current one, and what the vCPU may set */
 
-static u64 nr_succeeded, nr_failed;
+static u64 nr_succeeded, nr_failed, nr_ended;
 
 static u64 rnd(u64 n)
 {
@@ -585,8 +585,10 @@ static void run_round(void)
 			set_cpuid();
 			break;
 		case 6:
-			if (soak_once_in(&rng, 4) && !set_nested_state())
+			if (soak_once_in(&rng, 4) && !set_nested_state()) {
+				nr_ended++;
 				i = steps;
+			}
 			break;
 		default:
 			if (kind != NEVER_RUN)
@@ -614,6 +616,8 @@ int main(void)
 		printf("round %lu: %lu succeeded, %lu failed\n", soak_round, nr_succeeded, nr_failed);
 	}
 	soak_end();
-	printf("total rounds=%lu ioctls=%lu failed=%lu\n", soak_rounds, nr_succeeded + nr_failed, nr_failed);
+	/* What KVM_SET_NESTED_STATE may leave behind, the guest can't go on with. */
+	printf("total rounds=%lu ioctls=%lu failed=%lu ended_early=%lu\n", soak_rounds,
+	       nr_succeeded + nr_failed, nr_failed, nr_ended);
 	return 0;
 }
