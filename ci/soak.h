@@ -212,11 +212,8 @@ static inline int soak_run(struct kvm_vcpu *vcpu, u64 *state)
 	int i, r, err;
 
 	soak_fill(&before, state, TAG_VMM);
-	load_egprs(&before);
-	r = __vcpu_run(vcpu);
+	r = run_with_egprs(vcpu, &before, &after);
 	err = errno;
-	store_egprs(&after);
-
 	for (i = 0; i < NR_EGPRS; i++)
 		TEST_ASSERT(before.r[i] == after.r[i],
 			    "vCPU %u: the VMM had 0x%lx in R%d before KVM_RUN, and 0x%lx after",

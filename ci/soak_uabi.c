@@ -616,8 +616,10 @@ int main(void)
 		printf("round %lu: %lu succeeded, %lu failed\n", soak_round, nr_succeeded, nr_failed);
 	}
 	soak_end();
-	/* What KVM_SET_NESTED_STATE may leave behind, the guest can't go on with. */
-	printf("total rounds=%lu ioctls=%lu failed=%lu ended_early=%lu\n", soak_rounds,
-	       nr_succeeded + nr_failed, nr_failed, nr_ended);
+	printf("total rounds=%lu ioctls=%lu failed=%lu", soak_rounds, nr_succeeded + nr_failed, nr_failed);
+	/* The guest can't go on with what KVM_SET_NESTED_STATE may leave behind. */
+	if (nr_ended)
+		printf(" ended_early=%lu", nr_ended);
+	printf("\n");
 	return 0;
 }

@@ -125,7 +125,7 @@ static void guest_exits(void)
 		x2apic_write_reg(APIC_TASKPRI, x2apic_read_reg(APIC_TASKPRI));
 		guest_check_egprs(seed);
 
-		/* A fast path, on both. */
+		/* A fast path, unless the CPU virtualizes IPIs. */
 		x2apic_write_reg(APIC_ICR, (2ull << 32) | APIC_INT_ASSERT);
 		guest_check_egprs(seed);
 

@@ -13,9 +13,11 @@
 #ifndef SELFTEST_KVM_APX_H
 #define SELFTEST_KVM_APX_H
 
+#include <errno.h>
 #include <linux/stringify.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #include "kvm_util.h"
 #include "processor.h"
@@ -53,16 +55,29 @@ static __always_inline void store_egprs(struct egprs *egprs)
 	asm volatile(__MOV_EGPRS(0x89) : "=m"(*egprs) : "a"(egprs));
 }
 
-/* Store R31, return the exception vector, or 0 if there's no exception. */
+#define __STORE_R31_SAFE(val, asm_safe)						\
+({										\
+	u64 error_code;								\
+	u8 vector;								\
+										\
+	asm volatile(asm_safe(".byte 0xd5, 0x4c, 0x89, 0x38")			\
+		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "+m"(*(val))	\
+		     : "a"(val)							\
+		     : KVM_ASM_SAFE_CLOBBERS);					\
+	vector;									\
+})
+
+/*
+ * Store R31, natively and, if that's possible, by KVM's emulator.  Return the
+ * exception vector, or 0 if there's no exception.
+ */
 static inline u8 store_r31_safe(u64 *val)
 {
-	u64 error_code;
-	u8 vector;
+	u8 vector = __STORE_R31_SAFE(val, KVM_ASM_SAFE);
 
-	asm volatile(KVM_ASM_SAFE(".byte 0xd5, 0x4c, 0x89, 0x38")
-		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "+m"(*val)
-		     : "a"(val)
-		     : KVM_ASM_SAFE_CLOBBERS);
+	if (is_forced_emulation_enabled)
+		GUEST_ASSERT_EQ(__STORE_R31_SAFE(val, KVM_ASM_SAFE_FEP), vector);
+
 	return vector;
 }
 
@@ -126,6 +141,33 @@ static inline void guest_disable_apx(void)
 	"lea 128(%%rsp), %%rsp\n\t"
 
 /*
+ * KVM_RUN with @before in R16-R31, @after is what they are then.  ioctl() would
+ * be free to use them if the C library was built for APX.
+ */
+static inline int run_with_egprs(struct kvm_vcpu *vcpu, const struct egprs *before,
+				 struct egprs *after)
+{
+	const void *regs = before;
+	long r;
+
+	asm volatile(__MOV_EGPRS(0x8b)
+		     "mov %[ioctl], %%eax\n\t"
+		     "syscall\n\t"
+		     "mov %%rax, %[r]\n\t"
+		     "mov %[after], %%rax\n\t"
+		     __MOV_EGPRS(0x89)
+		     : "+a"(regs), [r]"=&r"(r)
+		     : [ioctl]"i"(__NR_ioctl), "D"((long)vcpu->fd), "S"((long)KVM_RUN),
+		       "d"(0l), [after]"r"(after)
+		     : "rcx", "r11", "cc", "memory");
+	if (r >= 0)
+		return r;
+
+	errno = -r;
+	return -1;
+}
+
+/*
  * Run the vCPU once, with values in userspace's R16-R31 that the guest must not
  * see, and that must not change.
  */
@@ -139,10 +181,7 @@ static inline int __run_vcpu_once(struct kvm_vcpu *vcpu)
 		return __vcpu_run(vcpu);
 
 	fill_egprs(&before, 0x5ec2e7);
-	load_egprs(&before);
-	r = __vcpu_run(vcpu);
-	store_egprs(&after);
-
+	r = run_with_egprs(vcpu, &before, &after);
 	TEST_ASSERT(!memcmp(&before, &after, sizeof(before)),
 		    "KVM_RUN changed userspace's R16-R31");
 	return r;
@@ -150,7 +189,11 @@ static inline int __run_vcpu_once(struct kvm_vcpu *vcpu)
 
 static inline void run_vcpu_once(struct kvm_vcpu *vcpu)
 {
-	int r = __run_vcpu_once(vcpu);
+	int r;
+
+	do {
+		r = __run_vcpu_once(vcpu);
+	} while (r && errno == EINTR);
 
 	TEST_ASSERT(!r, KVM_IOCTL_ERROR(KVM_RUN, r));
 }
