@@ -359,6 +359,7 @@ static u64 inv_r8_r15(u8 opcode, u64 type, const void *desc)
 		     "mov $0x7a7c, %%r11\n\t"
 		     "mov $0x7a7d, %%r12\n\t"
 		     "mov $0x7a7e, %%r14\n\t"
+		     "mov $0x7a7f, %%edi\n\t"
 		     "cmp $0x80, %b[opcode]\n\t"
 		     "je 1f\n\t"
 		     "cmp $0x81, %b[opcode]\n\t"
@@ -372,8 +373,8 @@ static u64 inv_r8_r15(u8 opcode, u64 type, const void *desc)
 		     "pushfq\n\t"
 		     "pop %%rax\n\t"
 		     "lea 128(%%rsp), %%rsp\n\t"
-		     : "=a"(flags)
-		     : [type]"D"(type), [desc]"S"(desc), [opcode]"c"(opcode)
+		     : "=a"(flags), [type]"+D"(type)
+		     : [desc]"S"(desc), [opcode]"c"(opcode)
 		     : "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 		       "cc", "memory");
 	return flags;
