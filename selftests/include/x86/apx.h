@@ -55,13 +55,13 @@ static __always_inline void store_egprs(struct egprs *egprs)
 	asm volatile(__MOV_EGPRS(0x89) : "=m"(*egprs) : "a"(egprs));
 }
 
-#define __STORE_R31_SAFE(val, asm_safe)						\
+#define __STORE_R31_SAFE(asm_safe, addr)					\
 ({										\
-	u64 error_code;								\
+	u64 error_code, *val = addr;						\
 	u8 vector;								\
 										\
 	asm volatile(asm_safe(".byte 0xd5, 0x4c, 0x89, 0x38")			\
-		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "+m"(*(val))	\
+		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "+m"(*val)	\
 		     : "a"(val)							\
 		     : KVM_ASM_SAFE_CLOBBERS);					\
 	vector;									\
@@ -71,14 +71,14 @@ static __always_inline void store_egprs(struct egprs *egprs)
  * Store R31, natively and, if that's possible, by KVM's emulator.  Return the
  * exception vector, or 0 if there's no exception.
  */
-static inline u8 store_r31_safe(u64 *val)
+static inline u8 store_r31_safe(u64 *dst)
 {
-	u8 vector = __STORE_R31_SAFE(val, KVM_ASM_SAFE);
+	u8 native = __STORE_R31_SAFE(KVM_ASM_SAFE, dst);
 
 	if (is_forced_emulation_enabled)
-		GUEST_ASSERT_EQ(__STORE_R31_SAFE(val, KVM_ASM_SAFE_FEP), vector);
+		GUEST_ASSERT_EQ(__STORE_R31_SAFE(KVM_ASM_SAFE_FEP, dst), native);
 
-	return vector;
+	return native;
 }
 
 /* Sixteen distinct values, of which all bytes depend on @seed. */
