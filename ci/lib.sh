@@ -87,6 +87,21 @@ kernel_to_boot() {
 		die "the kernel of CONFIG='$CONFIG' is 32-bit and the tests are not: it can be built, but not booted"
 }
 
+# known_params PARAMETER...: those of a module, MODULE.NAME=VALUE, are ones that the
+# built kernel has.  It ignores others without a word.
+known_params() {
+	local info=$kernel/modules.builtin.modinfo p names
+	[ -z "$KERNEL" ] && [ -s "$info" ] || return 0
+	for p in "$@"; do
+		[[ "$p" == *.* && "${p%%=*}" == *.* && "$p" != sysctl.* ]] || continue
+		p=${p%%=*}
+		p=${p//-/_}
+		names=$(tr '\0' '\n' <"$info" | sed -nE "s/^${p%%.*}\.parmtype=([^:]+):.*/\1/p" | sort -u | paste -sd' ')
+		[ -n "$names" ] || die "the kernel has no module ${p%%.*}, of the parameter '$p'; known: kvm kvm_intel kvm_amd and what else is in $info"
+		[[ " ${names//-/_} " == *" ${p#*.} "* ]] || die "${p%%.*} has no parameter '${p#*.}'; known: $names"
+	done
+}
+
 # own_builds_only: for what measures or breaks the kernel that it builds.
 own_builds_only() { [ -z "$KERNEL" ] || die "KERNEL= is for make boot, shell, test and run; this command builds its kernels"; }
 
