@@ -2,10 +2,13 @@
 /*
  * A program without an operating system, for what one would not survive or hide.
  *
- * 1. R16-R31 are zero after RESET.
- * 2. XCR0.APX is toggled again and again in front of the same instruction: it is
- *    REX2 or #UD, whatever the CPU remembers of it.
- * 3. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 1. R16-R31 are zero after RESET, and what they were after INIT, be XCR0.APX set
+ *    or clear.
+ * 2. XCR0.APX is toggled again and again in front of the same instruction, by the
+ *    program and by an SMI's handler: it is REX2 or #UD, whatever the CPU
+ *    remembers of it.
+ * 3. SMI and RSM leave R16-R31 and XCR0 alone; what the handler does to them stays.
+ * 4. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -27,17 +30,30 @@
 #define MSR_EFER		0xc0000080
 #define MSR_VM_HSAVE_PA		0xc0010117
 
+
 #define CR4_VMXE	(1u << 13)
+#define ICR		(APIC + 0x300)
+#define ICR_SMI		0x4200		/* to the CPU itself: both numbers are 0 */
+#define ICR_INIT	0x4500
 
 enum mode { LONG, COMPAT32, COMPAT16, LEGACY, REAL, VMX, SVM, MODES };
+
+/* What ended a boot, and what has to be looked at after it. */
+enum stage { FIRST, AFTER_RESET, AFTER_PORT_92, AFTER_INIT, RANDOM };
 
 /* Outlives a reset, and what begins it is known to entry.S. */
 static struct state {
 	u64 rsp, cr4;
 	u8 busy, apx, vmx, svm;
-	u32 magic, boots, trial, nr, failed;
+	u32 magic, boots, stage, trial, nr, failed;
 	u32 ran[MODES], nmis, exits;
-	u64 rng;
+	u64 xcr0;			/* before INIT */
+	struct {
+		volatile u32 entered;
+		u32 actions;
+		u64 xcr0, seen_xcr0;
+		u64 seen[16], egprs[16];
+	} smm;
 } * const state = (void *)STATE;
 
 static u64 * const regs = (void *)REGS;
@@ -51,6 +67,9 @@ void triple_fault(void) __attribute__((noreturn));
 void do_vmlaunch(void);
 void do_vmrun(void);
 void vm_exit(void);
+void smm16(void);
+void read_egprs(u64 *to);
+void write_egprs(const u64 *from);
 void to_legacy(void);
 void to_real(void);
 extern const u8 vectors[256][VECTOR_SIZE];
@@ -101,6 +120,12 @@ static void wrmsr(u32 msr, u64 v)
 static void xsetbv(u64 v)
 {
 	asm volatile("xsetbv" : : "c"(0), "a"((u32)v), "d"((u32)(v >> 32)));
+}
+
+static void send_ipi(u32 what)
+{
+	*(volatile u32 *)(ICR + 0x10) = 0;
+	*(volatile u32 *)ICR = what;
 }
 
 static u64 read_cr0(void)
@@ -310,7 +335,7 @@ static void store_egprs(u64 *to)
 	state->apx = 1;
 }
 
-static void check_reset(void)
+static void check_reset(u64 xcr0)
 {
 	u64 egprs[16];
 	int i, zeroes = 0;
@@ -320,6 +345,7 @@ static void check_reset(void)
 	for (i = 0; i < 16; i++)
 		zeroes += egprs[i] == 0;
 	result(zeroes == 16, "RESET zeroes R16-R31");
+	result(xcr0 == XBIT_FP, "RESET leaves x87 alone in XCR0");
 }
 
 static bool egprs_are_stored(void)
@@ -356,6 +382,159 @@ static void check_toggling(void)
 	}
 	xsetbv(all);
 	result(!wrong, "code that was decoded sees XCR0.APX change");
+}
+
+/* ------------------------------------------------------------------------
+ * INIT
+ */
+static void prepare_init(u64 xcr0, enum stage stage)
+{
+	fill_egprs();
+	if (!egprs_are_stored())
+		result(false, "R16-R31 hold values");
+	if (state->vmx)
+		asm volatile("vmxoff");		/* INIT has to wait for that */
+	state->stage = stage;
+	state->xcr0 = xcr0;
+	xsetbv(xcr0);
+	outb(0x43, 0x34);		/* no watchdog until entry.S starts it again */
+}
+
+static void init_by_port_92(void)
+{
+	prepare_init(XBIT_FP | XBIT_SSE | XBIT_APX, AFTER_PORT_92);
+	outb(0x92, inb(0x92) | 1);
+	for (;;)
+		;
+}
+
+static void init_by_ipi(void)
+{
+	prepare_init(XBIT_FP | XBIT_SSE, AFTER_INIT);
+	send_ipi(ICR_INIT);
+	for (;;)
+		;
+}
+
+static void check_init(u64 xcr0, const char *egprs, const char *xcr)
+{
+	result(egprs_are_stored(), egprs);
+	result(xcr0 == state->xcr0, xcr);
+}
+
+/* ------------------------------------------------------------------------
+ * SMM
+ */
+#define SMM_READ	1
+#define SMM_WRITE	2
+#define SMM_SET_XCR0	4
+
+/* The handler of SMIs. */
+void bare_smm(void)
+{
+	state->smm.entered++;
+	state->smm.seen_xcr0 = xgetbv(0);
+	if (state->smm.actions & (SMM_READ | SMM_WRITE)) {
+		xsetbv(supported_xcr0());
+		if (state->smm.actions & SMM_READ)
+			read_egprs(state->smm.seen);
+		if (state->smm.actions & SMM_WRITE)
+			write_egprs(state->smm.egprs);
+		xsetbv(state->smm.seen_xcr0);
+	}
+	if (state->smm.actions & SMM_SET_XCR0)
+		xsetbv(state->smm.xcr0);
+}
+
+/* True if the handler ran, with this XCR0. */
+static bool smi(u32 actions, u64 xcr0)
+{
+	u32 entered = state->smm.entered;
+	int i;
+
+	state->smm.actions = actions;
+	xsetbv(xcr0);
+	send_ipi(ICR_SMI);
+	for (i = 0; i < 1000 && state->smm.entered == entered; i++)
+		;
+	return state->smm.entered == entered + 1 && state->smm.seen_xcr0 == xcr0;
+}
+
+static void random_egprs(u64 *egprs)
+{
+	int i;
+
+	for (i = 0; i < 16; i++)
+		egprs[i] = rng();
+}
+
+static bool same_egprs(const u64 *a, const u64 *b)
+{
+	int i;
+
+	for (i = 0; i < 16; i++)
+		if (a[i] != b[i])
+			return false;
+	return true;
+}
+
+static void check_smm(void)
+{
+	/* The handler comes behind the MOV, and changes XCR0. */
+	static const u8 code[] = {
+		0x0f, 0x01, 0xd1,			/* xsetbv */
+		0xc7, 0x03, 0x00, 0x42, 0x00, 0x00,	/* movl $ICR_SMI, (%rbx) */
+		0xd5, 0x19, 0xff, 0xc7,			/* inc %r31 */
+		0xcc,
+	};
+	u64 all = supported_xcr0(), before[16], after[16], xcr0;
+	int i, kept = 0, seen = 0, stay = 0, changed = 0;
+	u8 *handler = (void *)SMI_HANDLER;
+	u32 entered;
+
+	handler[0] = 0xea;				/* ljmp $0, $smm16 */
+	put64(handler, 1, (u64)smm16 & 0xffff);
+	for (i = 0; i < 400; i++) {
+		xcr0 = rng_below(2) ? all : XBIT_FP | XBIT_SSE;
+		random_egprs(before);
+		random_egprs(state->smm.egprs);
+		write_egprs(before);
+		if (smi(0, xcr0) && xgetbv(0) == xcr0) {
+			xsetbv(all);
+			read_egprs(after);
+			kept += same_egprs(after, before);
+		}
+		xsetbv(all);
+		if (smi(SMM_READ | SMM_WRITE, xcr0) && xgetbv(0) == xcr0) {
+			xsetbv(all);
+			read_egprs(after);
+			seen += same_egprs(state->smm.seen, before);
+			stay += same_egprs(after, state->smm.egprs);
+		}
+		xsetbv(all);
+	}
+	result(kept == i, "SMI and RSM leave R16-R31 and XCR0 alone");
+	result(seen == i, "an SMI's handler sees R16-R31");
+	result(stay == i, "R16-R31 are what an SMI's handler wrote");
+
+	memcpy((void *)CODE, code, sizeof(code));
+	state->smm.actions = SMM_SET_XCR0;
+	for (i = 0; i < 1000; i++) {
+		xcr0 = rng_below(2) ? all : all & ~XBIT_APX;
+		state->smm.xcr0 = rng_below(2) ? all : all & ~XBIT_APX;
+		xsetbv(all);		/* for try() */
+		memset(regs, 0, 32 * sizeof(*regs));
+		regs[0] = (u32)xcr0;
+		regs[2] = xcr0 >> 32;
+		regs[3] = ICR;
+		entered = state->smm.entered;
+		if (run_code() == (state->smm.xcr0 & XBIT_APX ? BP : UD) &&
+		    state->smm.entered != entered && state->smm.seen_xcr0 == xcr0 &&
+		    xgetbv(0) == state->smm.xcr0)
+			changed++;
+	}
+	xsetbv(all);
+	result(changed == i, "code that was decoded sees an SMI's handler change XCR0.APX");
 }
 
 /* ------------------------------------------------------------------------
@@ -649,8 +828,13 @@ static void switch_off(void)
 		outb(0x8900, *s);
 }
 
+/* What there is to check with APX alone. */
+#define RESULTS		11
+
 void bare_main(void)
 {
+	u64 xcr0 = xgetbv(0);
+
 	state->busy = 1;
 	if (state->magic != MAGIC) {
 		memset(state, 0, sizeof(*state));
@@ -668,25 +852,39 @@ void bare_main(void)
 	rng_seed(SEED);
 	if (state->boots == 1 && saved_trial()) {
 		state->trial = saved_trial();
-		state->boots = 3;
+		state->stage = RANDOM;
 		put("# memory was lost at trial ");
 		put_nr(state->trial);
 		put_char('\n');
 	}
-	if (state->boots == 1) {
+	if (state->boots == 1 && state->stage == FIRST) {
 		put("TAP version 13\n1..");
-		put_nr(2 * state->apx + !!TRIALS);
+		put_nr((state->apx ? RESULTS : 0) + !!TRIALS);
 		put_char('\n');
-		if (state->apx) {
-			fill_egprs();
-			if (!egprs_are_stored())
-				result(false, "R16-R31 hold values");
-			triple_fault();
-		}
 	}
-	if (state->boots == 2 && state->apx) {
-		check_reset();
+	switch (state->apx ? state->stage : RANDOM) {
+	case FIRST:
+		fill_egprs();
+		if (!egprs_are_stored())
+			result(false, "R16-R31 hold values");
+		state->stage = AFTER_RESET;
+		triple_fault();
+	case AFTER_RESET:
+		state->stage = RANDOM;		/* unless it comes to its end */
+		check_reset(xcr0);
 		check_toggling();
+		check_smm();
+		init_by_port_92();
+		break;
+	case AFTER_PORT_92:
+		state->stage = RANDOM;
+		check_init(xcr0, "INIT, by port 92H, keeps R16-R31", "INIT, by port 92H, keeps XCR0");
+		init_by_ipi();
+		break;
+	case AFTER_INIT:
+		state->stage = RANDOM;
+		check_init(xcr0, "INIT with XCR0.APX clear keeps R16-R31", "INIT keeps XCR0");
+		break;
 	}
 	while (state->trial != TRIALS) {
 		rng_seed(SEED * 1000003ull + state->trial++);

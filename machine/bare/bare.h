@@ -10,6 +10,7 @@
 #define IMAGE		0x7c00
 #define DATA		0x8000		/* the image's variables, one page */
 #define TEXT		0x9000
+#define SMI_HANDLER	0x38000		/* of the SMBASE that RESET leaves */
 #define LOW		0x60000		/* 64 KiB for real mode */
 #define REAL_CODE	0x68000
 #define STATE		0x100000	/* struct state */
@@ -24,6 +25,7 @@
 #define STACK_TOP	0x108000	/* of the program */
 #define IST_TOP		0x10c000	/* of its exceptions */
 #define NMI_TOP		0x10e000
+#define SMM_TOP		0x110000
 #define VMXON_REGION	0x110000
 #define VMCS		0x111000
 #define VMCB		0x112000
@@ -36,6 +38,8 @@
 #define COPY		0x80000		/* of the image */
 #define COPY_SIZE	0xe000
 #define MAGIC		0xba7ef00d
+
+#define APIC		0xfee00000
 
 #define CS64		0x08
 #define DS64		0x10

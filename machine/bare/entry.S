@@ -63,7 +63,62 @@ start:
 	movl	%eax, %cr0
 	ljmpl	$CS32_FLAT, $start32
 
+	/* From SMI_HANDLER to bare_smm() in 64-bit mode; RSM brings back all but R16-R31. */
+	.globl	smm16
+smm16:
+	lgdtl	boot_gdt_ptr
+	movl	%cr0, %eax
+	orb	$1, %al
+	movl	%eax, %cr0
+	ljmpl	$CS32_FLAT, $smm32
+
 	.text
+	.code32
+smm32:
+	movw	$DS32_FLAT, %ax
+	movw	%ax, %ds
+	movw	%ax, %es
+	movw	%ax, %ss
+	movl	$SMM_TOP, %esp
+	movl	$pml4, %eax
+	movl	%eax, %cr3
+	movl	$0x40620, %eax
+	movl	%eax, %cr4
+	movl	$0xc0000080, %ecx
+	rdmsr
+	orl	$0x900, %eax		/* NXE, LME */
+	wrmsr
+	movl	$0x80010023, %eax
+	movl	%eax, %cr0
+	ljmp	$CS64, $smm64
+
+	.code64
+smm64:
+	movl	$DS64, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %ss
+	cld
+	call	bare_smm
+	rsm
+
+/* void read_egprs(u64 *to), void write_egprs(const u64 *from): MOV with REX2 */
+	.globl	read_egprs, write_egprs
+read_egprs:
+	.set	i, 0
+	.rept	16
+	.byte	0xd5, 0x48 | ((i >> 3) << 2), 0x89, 0x47 | ((i & 7) << 3), i * 8
+	.set	i, i + 1
+	.endr
+	ret
+write_egprs:
+	.set	i, 0
+	.rept	16
+	.byte	0xd5, 0x48 | ((i >> 3) << 2), 0x8b, 0x47 | ((i & 7) << 3), i * 8
+	.set	i, i + 1
+	.endr
+	ret
+
 	.code32
 start32:
 	movw	$DS32_FLAT, %ax
@@ -322,7 +377,10 @@ no_idt:
 	.word	0
 	.quad	0
 
-	/* The first 2 MiB, devices and ROM left out; read-only what is below DATA, and the code. */
+	/*
+	 * The first 2 MiB, devices and ROM left out; read-only what is below DATA, and
+	 * the code.  The local APIC, by way of the same page directory.
+	 */
 	.section .tables, "a"
 	.balign	4096
 	.globl	pml4
@@ -330,15 +388,17 @@ pml4:
 	.quad	pdpt + 3
 	.fill	511, 8, 0
 pdpt:
-	.quad	pd + 3
-	.fill	511, 8, 0
+	.quad	pd + 3, 0, 0, pd + 3
+	.fill	508, 8, 0
 pd:
 	.quad	pt + 3
-	.fill	511, 8, 0
+	.fill	(APIC >> 21 & 511) - 1, 8, 0
+	.quad	APIC + 0x93		/* 2 MiB, uncached */
+	.fill	511 - (APIC >> 21 & 511), 8, 0
 pt:
 	.set	i, 0
 	.rept	512
-	.if	i >= 0x100 || i == DATA >> 12 || (i >= LOW >> 12 && i < (LOW >> 12) + 16)
+	.if	i >= 0x100 || i == DATA >> 12 || i == SMI_HANDLER >> 12 || (i >= LOW >> 12 && i < (LOW >> 12) + 16)
 	.quad	i * 4096 + 3
 	.elseif	i < 0xa0
 	.quad	i * 4096 + 1
