@@ -8,7 +8,10 @@
  *    program and by an SMI's handler: it is REX2 or #UD, whatever the CPU
  *    remembers of it.
  * 3. SMI and RSM leave R16-R31 and XCR0 alone; what the handler does to them stays.
- * 4. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 4. The XSAVE family, XSAVES and XRSTORS with it, against the model of
+ *    machine/tests/xsave_model.h, for random values of XCR0.APX and IA32_XSS; not
+ *    if there are TRIALS.
+ * 5. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -22,6 +25,18 @@
 #include "bare.h"
 #include "../tests/random_code.h"
 
+#define SAVE		"xsaves64"
+#define LOAD		"xrstors64"
+#define LOAD_COMPACTED	true
+#define ENABLE(what)								\
+	"mov %[" #what "], %%eax; and %[supervisor], %%eax; xor %%edx, %%edx\n\t"	\
+	"mov $0xda0, %%ecx; wrmsr\n\t"						\
+	"xor %[" #what "], %%eax; xor %%ecx, %%ecx; xsetbv\n\t"
+#define NARROW		ENABLE(enabled)
+#define WIDEN		ENABLE(all)
+#define NARROWED(all)	((all) & ~(random_mask(XBIT_APX) | random_mask(supervisor)))
+#include "../tests/xsave_model.h"
+
 #define UD		6
 #define BP		3
 
@@ -30,6 +45,8 @@
 #define MSR_EFER		0xc0000080
 #define MSR_VM_HSAVE_PA		0xc0010117
 
+
+#define MSR_XSS			0xda0
 
 #define CR4_VMXE	(1u << 13)
 #define ICR		(APIC + 0x300)
@@ -75,20 +92,39 @@ void to_real(void);
 extern const u8 vectors[256][VECTOR_SIZE];
 extern const u64 pml4[];
 
+/* The machine counts what a repeated instruction repeats: eight bytes at a time. */
 void *memset(void *p, int c, size_t n)
 {
+	size_t qwords = n / 8;
 	void *at = p;
 
+	asm volatile("rep stosq" : "+D"(at), "+c"(qwords) : "a"((u8)c * 0x0101010101010101ull) : "memory");
+	n %= 8;
 	asm volatile("rep stosb" : "+D"(at), "+c"(n) : "a"(c) : "memory");
 	return p;
 }
 
 void *memcpy(void *to, const void *from, size_t n)
 {
+	size_t qwords = n / 8;
 	void *at = to;
 
+	asm volatile("rep movsq" : "+D"(at), "+S"(from), "+c"(qwords) : : "memory");
+	n %= 8;
 	asm volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(n) : : "memory");
 	return to;
+}
+
+int memcmp(const void *a, const void *b, size_t n)
+{
+	typedef u64 __attribute__((may_alias)) qword;
+	const u8 *p = a, *q = b;
+
+	for (; n >= 8 && *(const qword *)p == *(const qword *)q; n -= 8, p += 8, q += 8)
+		;
+	for (; n && *p == *q; n--, p++, q++)
+		;
+	return n ? *p - *q : 0;
 }
 
 static void outb(u16 port, u8 v)
@@ -167,6 +203,13 @@ static void put_nr(u32 n)
 	if (n >= 10)
 		put_nr(n / 10);
 	put_char('0' + n % 10);
+}
+
+static void put_hex(u64 v)
+{
+	if (v >= 16)
+		put_hex(v / 16);
+	put_char("0123456789abcdef"[v % 16]);
 }
 
 static void result(bool pass, const char *what)
@@ -538,6 +581,71 @@ static void check_smm(void)
 }
 
 /* ------------------------------------------------------------------------
+ * The XSAVE family
+ */
+#define MODEL_TRIALS	300
+#define MODEL_RESULTS	8
+
+static void model_note(const char *name, const char *what, u32 nr, const u64 *values)
+{
+	u32 i;
+
+	put("# ");
+	put(name);
+	put(": ");
+	put(what);
+	put_char(' ');
+	put_nr(nr);
+	for (i = 0; i < ARRAY_SIZE(value_names); i++) {
+		put(", ");
+		put(value_names[i]);
+		put_char(' ');
+		put_hex(values[i]);
+	}
+	put_char('\n');
+}
+
+static void model_result(bool pass, const char *name)
+{
+	result(pass, name);
+}
+
+static u64 supported_xss(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid_count(0xd, 1, eax, ebx, ecx, edx);
+	return ecx | (u64)edx << 32;
+}
+
+static void check_model(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	supervisor = supported_xss();
+	all = supported_xcr0() | supervisor;
+	wrmsr(MSR_XSS, supervisor);
+	xsetbv(supported_xcr0());
+	find_components();
+	put("# seed ");
+	put_nr(SEED);
+	put(", components ");
+	put_hex(all);
+	put(", those of supervisors ");
+	put_hex(supervisor);
+	put_char('\n');
+	__cpuid_count(0xd, 1, eax, ebx, ecx, edx);
+	result(ebx == end_of(COMPACT | all, all), "CPUID.0DH.1:EBX is what XSAVES writes at most");
+	test_model("XSAVE", XSAVE, false, MODEL_TRIALS);
+	test_model("XSAVEOPT", XSAVEOPT, false, MODEL_TRIALS);
+	test_model("XSAVEC", XSAVEC, false, MODEL_TRIALS);
+	test_model("XSAVES", XSAVES, false, MODEL_TRIALS);
+	test_model("XRSTOR, standard format", XRSTOR, false, MODEL_TRIALS);
+	test_model("XRSTOR, compacted format", XRSTOR, true, MODEL_TRIALS);
+	test_model("XRSTORS", XRSTORS, true, MODEL_TRIALS);
+}
+
+/* ------------------------------------------------------------------------
  * Random code
  */
 static u64 random_value(void)
@@ -829,7 +937,7 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		11
+#define RESULTS		(11 + (TRIALS ? 0 : MODEL_RESULTS))
 
 void bare_main(void)
 {
@@ -874,6 +982,8 @@ void bare_main(void)
 		check_reset(xcr0);
 		check_toggling();
 		check_smm();
+		if (!TRIALS)
+			check_model();
 		init_by_port_92();
 		break;
 	case AFTER_PORT_92:

@@ -34,6 +34,7 @@
 #define EPT		0x118000	/* 8 KiB */
 #define CODE		0x120000	/* 16 KiB */
 #define SCRATCH		0x130000	/* 64 KiB */
+#define MODEL_AT	0x140000	/* struct model */
 
 #define COPY		0x80000		/* of the image */
 #define COPY_SIZE	0xe000
