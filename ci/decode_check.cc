@@ -5,16 +5,22 @@
 // registers does it name?  Links the stand-alone decoder of a configured Bochs;
 // LLVM's C interface comes from the library that is the first argument.
 //
-// Usage: decode_check LIBLLVM payloads|registers|rex2 MAP [OPCODE [LAST-OPCODE]]
+// Usage: decode_check LIBLLVM SWEEP MAP [OPCODE [LAST-OPCODE]]
 //   payloads    EVEX: all of P2, and of P1 but for a choice of vvvv; registers 0-7
-//   registers   EVEX: all of the register bits, with ND, W and pp
-//   rex2        REX2: all payloads of map 0 or 1, with prefixes in front
+//   registers   EVEX: all of the register bits, with ND, W and pp; in the maps of
+//               vector instructions all lengths instead of ND
+//   forms       EVEX: every ModRM, index and base, what may stand in front
+//   rex2        REX2: all payloads of map 0 or 1, each with one prefix or none
+//   rex2-forms  REX2: every ModRM, index and base, what may stand in front
 // Output: a line for each kind of difference: "MAP OPCODE BOCHS OTHER COUNT"
-//   with an example, BOCHS and OTHER being the instruction or "-"; OTHER is
-//   "registers" if only these differ from LLVM's, and "insn.c:..." for insn.c,
-//   which knows opcodes and lengths: "bad" what is an instruction to Bochs,
-//   "length", or "good" if Bochs knows nothing of that opcode.
-//   MAP is r0 or r1 with REX2.
+//   with an example, BOCHS and OTHER being the instruction or "-".  OTHER is
+//   "registers" if only these differ from LLVM's, "ignores:FIELD" or
+//   "ignores:PREFIX" if LLVM takes what is none to Bochs, and prints the same
+//   when that field has another value or that prefix is left out, with which it
+//   is one to Bochs, too; "takes:FIELD" if it is one to both of them in spite of
+//   that, in map 4 or 7; and "insn.c:..." for insn.c, which knows opcodes and
+//   lengths: "bad" what is an instruction to Bochs, "length", or "good" if Bochs
+//   knows nothing of that opcode.  MAP is r0 or r1 with REX2.
 //
 #include "bochs.h"
 #include "cpu/decoder/decoder.h"
@@ -49,9 +55,10 @@ static unsigned long compared;
 // For each opcode: what insn.c takes, and whether Bochs takes anything.
 struct opcode {
 	bool valid;
+	const char *map;
 	std::string good;
 };
-static std::map<std::string, opcode> opcodes;
+static struct opcode opcodes[256];
 
 static const int MAX_LEN = 15, TEXT = 512;
 
@@ -69,43 +76,154 @@ static int llvm(Bit8u *b, char *text)
 	return llvm_disasm(llvm_context, b, MAX_LEN, 0, text, TEXT);
 }
 
+enum { GENERAL = 1, VECTOR = 2 };
+
 // The registers of an AT&T text in their order, without their width.
-static std::string registers(const char *p, bool vectors)
+static const char *registers(const char *p, int kinds, char *all)
 {
 	static const char *const low[] = { "ax", "cx", "dx", "bx", "sp", "bp", "si", "di" };
-	std::string all;
-	int braces = 0;
+	char r[16], *end = all;
+	int braces = 0, n;
 
-	for (; *p; p++) {
+	for (; *p && *p != '#'; p++) {			// comment
 		braces += (*p == '{') - (*p == '}');
 		if (*p != '%' || braces)
 			continue;
-		std::string r;
-		while (isalnum(p[1]))
-			r += *++p;
-		if (p[1] == ':' || r == "riz" || r == "eiz")	// segment, no index
+		for (n = 0; isalnum(p[1]) && n < 15; n++)
+			r[n] = *++p;
+		r[n] = 0;
+		bool vector = n > 3 && r[1] == 'm' && r[2] == 'm';
+		// segment, no index
+		if (p[1] == ':' || !strcmp(r + 1, "iz") || !(kinds & (vector ? VECTOR : GENERAL)))
 			continue;
-		if (r.size() > 3 && r.substr(1, 2) == "mm") {
-			if (!vectors)
-				continue;
-			r = "v" + r.substr(3);
+		if (vector) {
+			end += sprintf(end, "v%s ", r + 3);
 		} else if (r[0] == 'r' && isdigit(r[1])) {
-			r = "r" + std::to_string(atoi(r.c_str() + 1));
+			end += sprintf(end, "r%d ", atoi(r + 1));
 		} else {
-			for (int n = 0; n < 8; n++) {
-				std::string l = low[n];
-				if (r == l || r == "r" + l || r == "e" + l || r == l + "l" ||
-				    (n < 4 && r == l.substr(0, 1) + "l"))
-					r = "r" + std::to_string(n);
-			}
+			const char *q = n == 3 && (*r == 'r' || *r == 'e') ? r + 1 : r;
+			for (n = 0; n < 8; n++)
+				if (!strncmp(q, low[n], 2) && (!q[2] || (q == r && q[2] == 'l' && !q[3])))
+					break;
+				else if (n < 4 && q[0] == low[n][0] && q[1] == 'l' && !q[2])
+					break;
+			end += n < 8 ? sprintf(end, "r%d ", n) : sprintf(end, "%s ", r);
 		}
-		all += r + " ";
 	}
+	*end = 0;
 	return all;
+}
+
+static bool same_text_registers(const char *mine, const char *text, int kinds)
+{
+	char a[TEXT], b[TEXT];
+
+	return !strcmp(registers(mine, kinds, a), registers(text, kinds, b));
+}
+
+static bool is_rex(Bit8u b) { return (b & 0xf0) == 0x40; }
+
+// An encoding: its bytes, how many prefixes there are, the place of ModRM, and how
+// to call the map.
+struct encoding {
+	Bit8u b[32];
+	int prefixes, modrm;
+	const char *map;
+	bool evex;
+
+	Bit8u *at() { return b + prefixes; }
+	void without_b4()
+	{
+		if (evex)
+			at()[1] &= ~8;
+		else
+			at()[1] &= ~0x10;
+	}
+	void without_prefix(int n)
+	{
+		memmove(b + n, b + n + 1, sizeof(b) - n - 1);
+		prefixes--;
+		modrm--;
+	}
+	// A REX that does not stand last does nothing.
+	int without_rex()
+	{
+		int n = prefixes - 2, dropped = 0;
+
+		for (; n >= 0; n--)
+			if (is_rex(b[n]))
+				without_prefix(n), dropped++;
+		return dropped;
+	}
+	int prefix(Bit8u p) const
+	{
+		for (int n = 0; n < prefixes; n++)
+			if (b[n] == p)
+				return n;
+		return -1;
+	}
+};
+
+// LLVM takes any instruction with LOCK in front: is it one that may have it?
+static bool lockable(const char *text)
+{
+	static const char *const names[] = { "adc", "add", "and", "btc", "btr", "bts", "cmpxchg", "cmpxchg8b",
+		"cmpxchg16b", "dec", "inc", "neg", "not", "or", "sbb", "sub", "xadd", "xchg", "xor" };
+	const char *end = text + strcspn(text, "#");
+
+	while (end > text && isspace(end[-1]))
+		end--;
+	// The destination: with a base or an index, a segment, or a mere number.
+	const char *last = end;
+	while (last > text && !isspace(last[-1]))
+		last--;
+	if (end == text || (end[-1] != ')' && !isdigit(*last) && *last != '-' && !strchr(last, ':')))
+		return false;
+	for (const char *word = text; word < end; word += strcspn(word, "\t ")) {
+		word += strspn(word, "\t ");
+		std::string w(word, strcspn(word, "\t "));
+		for (const char *n : names)
+			if (w == n || (w.substr(0, w.size() - 1) == n && strchr("bwlq", w.back())))
+				return true;
+	}
+	return false;
+}
+
+// What LLVM should say.  It takes R21 or R29 for a base where there is none, LOCK
+// for an instruction of its own, and whatever stands in front of EVEX, or REX in
+// front of REX2.
+static int llvm_of(encoding e, char *text)
+{
+	Bit8u modrm = e.b[e.modrm];
+	int lock = e.prefix(0xf0), len;
+
+	text[0] = 0;
+	for (int n = 0; n < e.prefixes; n++) {
+		bool rex = is_rex(e.b[n]) && n == e.prefixes - 1;
+		if (rex || (e.evex && (e.b[n] == 0x66 || e.b[n] == 0xf0 || (e.b[n] & 0xfe) == 0xf2 || e.b[n] == 0xd5)))
+			return 0;
+	}
+	if (lock >= 0)
+		e.without_prefix(lock);
+	len = llvm(e.b, text);
+	if (modrm < 0x40 && (modrm & 7) == 4 && (e.b[e.modrm + 1] & 7) == 5) {
+		char other[TEXT];
+		encoding none = e;
+		none.without_b4();
+		int longer = len ? llvm(none.b, other) : 0;
+		if (len && (!longer || longer == len + 4))
+			strcpy(text, other), len = longer;
+	}
+	if (lock < 0)
+		return len;
+	return len && len < MAX_LEN && lockable(text) ? len + 1 : 0;
 }
 
 // LLVM ignores fields that have to have one value.  With that value it prints
 // the same.
+static const char *const fields[] = { "zL", "aaa", "V", "U", "pp", "ND", "NF", "W", "R" };
+static const int FIELDS = sizeof(fields) / sizeof(*fields);
+
 static void fix(Bit8u *b, int field)
 {
 	switch (field) {
@@ -121,45 +239,70 @@ static void fix(Bit8u *b, int field)
 	}
 }
 
-static bool ignored_by_llvm(const Bit8u *b, int len, const char *text)
+// Sets which fields those are; 0: none.
+static unsigned ignored_fields(const encoding &e, int len, const char *text)
 {
-	Bit8u cur[32], next[32];
+	encoding next = e;
+	unsigned set = 0;
 	bxInstruction_c i;
 	char other[TEXT];
+	int field;
 
-	memcpy(cur, b, sizeof(cur));
-	for (int field = 0; field <= 8; field++) {
-		memcpy(next, cur, sizeof(next));
-		fix(next, field);
-		if (!memcmp(next, cur, sizeof(next)) || llvm(next, other) != len || strcmp(text, other))
+	for (field = 0; field < FIELDS; field++) {
+		encoding one = next;
+		fix(one.at(), field);
+		if (!memcmp(one.b, next.b, sizeof(one.b)) || llvm_of(one, other) != len || strcmp(text, other))
 			continue;
-		memcpy(cur, next, sizeof(cur));
-		if (bochs(cur, &i) == len)
-			return true;
+		next = one;
+		set |= 1 << field;
+		if (bochs(next.b, &i) == len)
+			break;
 	}
-	return false;
+	if (field == FIELDS)
+		return 0;
+	// No more of them than it takes.
+	for (int leave = 0; leave < FIELDS; leave++) {
+		next = e;
+		for (field = 0; field < FIELDS; field++)
+			if (field != leave && set & 1 << field)
+				fix(next.at(), field);
+		if (set & 1 << leave && bochs(next.b, &i) == len)
+			set &= ~(1 << leave);
+	}
+	return set;
 }
 
 // Where an opcode has no form with a prefix, or W=1 hides it, LLVM falls back to
 // the form without.
-static bool prefix_ignored_by_llvm(Bit8u *b, int len, const char *text)
+static const Bit8u mandatory[] = { 0x66, 0xf3, 0xf2 };
+
+static unsigned ignored_prefixes(const encoding &e, int len, const char *text)
 {
-	char other[TEXT];
 	bxInstruction_c i;
+	char other[TEXT];
 
-	if (b[0] == 0xd5 || llvm(b + 1, other) != len - 1 || bochs(b + 1, &i) != len - 1)
-		return false;
-	const char *p = strstr(text, other + strspn(other, " \t"));
-	return p && !p[strlen(other + strspn(other, " \t"))];
+	for (int size = 1; size <= 3; size++)
+	for (unsigned set = 1; set < 8; set++) {
+		encoding next = e;
+		int n, p;
+
+		if (__builtin_popcount(set) != size)
+			continue;
+		for (p = 0; p < 3; p++) {
+			if (!(set & 1 << p))
+				continue;
+			if ((n = next.prefix(mandatory[p])) < 0)
+				break;
+			next.without_prefix(n);
+		}
+		if (p < 3 || llvm_of(next, other) != len - size || bochs(next.b, &i) != len - size)
+			continue;
+		const char *rest = other + strspn(other, " \t"), *same = strstr(text, rest);
+		if (same && !same[strlen(rest)])
+			return set;
+	}
+	return 0;
 }
-
-// An encoding: its bytes, the place of ModRM, and how to call the map.
-struct encoding {
-	Bit8u b[32];
-	int modrm;
-	const char *map;
-	bool evex;
-};
 
 static std::string example(const Bit8u *b, const char *mine, const char *theirs)
 {
@@ -186,113 +329,312 @@ static void differs(const encoding &e, const char *bochs, const char *other, con
 		k.example = example(e.b, mine, theirs);
 }
 
-static void compare_kernel(const encoding &e, int len_bochs, const char *name, const char *mine, bool only_valid)
+static void compare_kernel(const encoding &e, int len_bochs, const char *name, const char *mine)
 {
 	int known = 0, len = insn_length(e.b, MAX_LEN, &known);
-	char key[32];
 
 	if (len_bochs && !len)
 		differs(e, name, "insn.c:bad", mine, "");
 	else if (len_bochs && len != len_bochs)
 		differs(e, name, "insn.c:length", mine, std::to_string(len).c_str());
-	if (only_valid)
+	// What is VEX only to others is good with EVEX, too, to insn.c.
+	if (e.evex && strchr("12356", *e.map))
 		return;
-	snprintf(key, sizeof(key), "%s %02x", e.map, e.b[e.modrm - 1]);
-	opcode &o = opcodes[key];
+	opcode &o = opcodes[e.b[e.modrm - 1]];
 	o.valid |= len_bochs != 0;
-	if (len && known && o.good.empty())
+	if (len && known && !e.prefixes && o.good.empty()) {
 		o.good = example(e.b, "", "");
+		o.map = e.map;
+	}
 }
 
-static void compare(const encoding &e, bool only_valid)
+static int words(const char *p)
 {
-	Bit8u b[32];
+	int n = 0;
+
+	for (; *p; p++)
+		n += *p == ' ';
+	return n;
+}
+
+// LLVM takes B4, and R4 of REX2, for bits of vector registers, too.  If it has no
+// name for that number, ModRM.rm is no general register.  Behind REX2 with W=1 it
+// forgets a mandatory prefix.
+static bool same_registers(encoding e, int len, const char *mine, const char *text)
+{
+	char without_w[TEXT], other[TEXT], a[TEXT], b[TEXT];
+
+	if (!strstr(mine, "mm"))
+		return same_text_registers(mine, text, GENERAL);
+	if (!e.evex && e.prefixes && strstr(mine, "xmm")) {
+		e.at()[1] &= ~8;
+		if (llvm_of(e, without_w) != len)
+			return false;
+		text = without_w;
+	}
+	if (e.b[e.modrm] >= 0xc0)
+		e.without_b4();
+	if (!e.evex)
+		e.at()[1] &= ~0x40;
+	if (llvm_of(e, other) != len || !same_text_registers(mine, other, VECTOR))
+		return false;
+	bool no_name = words(registers(text, VECTOR, a)) < words(registers(other, VECTOR, b));
+	return same_text_registers(mine, no_name ? other : text, GENERAL);
+}
+
+// What LLVM ignores has one value in the maps of general instructions, but for W
+// and R: an instruction with another value is none.
+static void compare_fields(const encoding &e, int len, const char *name, const char *mine, const char *text)
+{
+	char other[TEXT], takes[16];
+
+	for (int field = 0; field < FIELDS && strcmp(fields[field], "W"); field++) {
+		encoding one = e;
+		Bit8u p1 = one.at()[2];
+		// Without an index U is ignored, and 66 with W=1.
+		if ((!strcmp(fields[field], "U") && e.b[e.modrm] < 0xc0) ||
+		    (!strcmp(fields[field], "pp") && (p1 & 0x83) == 0x81))
+			continue;
+		fix(one.at(), field);
+		if (!memcmp(one.b, e.b, sizeof(one.b)) || llvm_of(one, other) != len || strcmp(text, other))
+			continue;
+		snprintf(takes, sizeof(takes), "takes:%s", fields[field]);
+		differs(e, name, takes, mine, text);
+	}
+}
+
+static void compare(encoding e)
+{
 	bxInstruction_c i;
 	char text[TEXT], mine[TEXT] = "", mnemonic[64] = "-";
 	const char *name = "-";
+	unsigned ignored;
 
-	memcpy(b, e.b, sizeof(b));
-	const Bit8u *modrm = b + e.modrm;
-	bool reg = modrm[0] >= 0xc0, b4 = e.evex ? b[1] & 8 : modrm[-2] & 0x10;
-	int len_bochs = bochs(b, &i);
-	if (only_valid && !len_bochs)
-		return;
-	int len_llvm = llvm(b, text);
-	if (only_valid && !len_llvm)
-		return;
+	int len_bochs = bochs(e.b, &i);
+	// The others take what follows such a REX for the opcode, or forget a prefix.
+	int dropped = e.without_rex();
+	if (len_bochs)
+		len_bochs -= dropped;
+	int len_llvm = llvm_of(e, text);
+	if (len_llvm + dropped > MAX_LEN)
+		len_llvm = 0;
 	if (len_bochs) {
 		name = get_bx_opcode_name(i.getIaOpcode()) + 6;
 		disasm(mine, &i, 0, 0, BX_DISASM_GAS);
 	}
 	compared++;
-	compare_kernel(e, len_bochs, name, mine, only_valid);
-	// LLVM takes R21 or R29 for a base where there is none, and LOCK for an
-	// instruction of its own.
-	if ((b4 && (modrm[0] & 0xc7) == 4 && (modrm[1] & 7) == 5) || b[0] == 0xf0)
-		return;
-	if (e.evex && len_llvm && !len_bochs && ignored_by_llvm(b, len_llvm, text))
-		return;
-	if (!e.evex && len_llvm && !len_bochs && prefix_ignored_by_llvm(b, len_llvm, text))
-		return;
+	compare_kernel(e, len_bochs, name, mine);
 	if (len_bochs == len_llvm) {
-		if (!e.evex)
+		if (len_bochs && !same_registers(e, len_llvm, mine, text))
+			differs(e, name, "registers", mine, text);
+		if (len_bochs && e.evex && strchr("47", *e.map))
+			compare_fields(e, len_llvm, name, mine, text);
+		return;
+	}
+	if (len_llvm && !len_bochs) {
+		ignored = e.evex ? ignored_fields(e, len_llvm, text) : ignored_prefixes(e, len_llvm, text);
+		for (int n = 0; ignored >> n; n++) {
+			if (!(ignored & 1 << n))
+				continue;
+			if (e.evex)
+				snprintf(mnemonic, sizeof(mnemonic), "ignores:%s", fields[n]);
+			else
+				snprintf(mnemonic, sizeof(mnemonic), "ignores:%02x", mandatory[n]);
+			differs(e, name, mnemonic, mine, text);
+		}
+		if (ignored)
 			return;
-		// LLVM takes B4 for a bit of a vector register.
-		bool vectors = !(reg && b4);
-		if (!len_bochs || registers(mine, vectors) == registers(text, vectors))
-			return;
-		strcpy(mnemonic, "registers");
-	} else if (len_llvm) {
+	}
+	if (len_llvm) {
+		// behind {evex}, {nf} and prefixes
 		const char *p = text + strspn(text, " \t");
-		while (*p == '{')		// {evex}, {nf}
-			p = strchr(p, '}') + 1, p += strspn(p, " \t");
-		sscanf(p, "%60s", mnemonic);
+		while (sscanf(p, "%60s", mnemonic) == 1 &&
+		       (*p == '{' || !strcmp(mnemonic, "addr32") || !strncmp(mnemonic, "rep", 3))) {
+			p = *p == '{' ? strchr(p, '}') + 1 : p + strlen(mnemonic);
+			p += strspn(p, " \t");
+		}
 	}
 	differs(e, name, mnemonic, mine, text);
 }
 
-// Each payload of a map, each opcode, each /digit with a register and with
-// memory, all shapes of address, and what may stand in front.
-static void sweep_rex2(int map, int first, int last)
+// What stands in front: up to three bytes.
+struct front {
+	int n;
+	Bit8u b[3];
+};
+
+static const front rex2_fronts[] = {
+	{ 0, {} }, { 1, {0x66} }, { 1, {0xf3} }, { 1, {0xf2} }, { 1, {0x67} }, { 1, {0xf0} },
+	// behind these not every ModRM
+	{ 1, {0x64} }, { 1, {0x2e} }, { 1, {0x40} }, { 1, {0x4f} }, { 2, {0x48, 0x66} }, { 2, {0x66, 0x48} },
+	{ 2, {0x67, 0x66} }, { 2, {0x66, 0xf3} }, { 2, {0xf2, 0x66} }, { 2, {0xf3, 0xf2} }, { 2, {0xf2, 0xf3} },
+	{ 2, {0x66, 0xf0} }, { 2, {0x67, 0xf0} }, { 2, {0xf0, 0xf3} }, { 2, {0xf2, 0xf0} }, { 2, {0x65, 0x67} },
+	{ 3, {0x66, 0x67, 0xf2} }, { 3, {0x3e, 0xf3, 0x66} }, { 3, {0x4d, 0xf0, 0x36} },
+};
+static const int SINGLE = 6, MANDATORY = 4;
+
+static const front evex_fronts[] = {
+	{ 0, {} }, { 1, {0x67} }, { 1, {0x64} }, { 2, {0x65, 0x67} }, { 2, {0x48, 0x64} }, { 1, {0x66} }, { 1, {0xf3} },
+	{ 1, {0xf2} }, { 1, {0xf0} }, { 1, {0x40} }, { 1, {0x4f} }, { 2, {0xd5, 0x00} }, { 2, {0x67, 0x66} },
+};
+
+// Every ModRM, and for each that has a SIB some: base, index, none of them.
+template <typename F> static void each_form(F f)
 {
-	static const Bit8u modrms[][2] = { {0xc1, 0}, {0x01, 0}, {0x54, 0x51}, {0x94, 0x61}, {0x05, 0}, {0x14, 0x25} };
-	static const Bit8u prefixes[] = { 0, 0x66, 0xf3, 0xf2, 0x67, 0xf0 };
-	encoding e = { {}, 0, map ? "r1" : "r0", false };
+	static const Bit8u sibs[] = { 0x00, 0x25, 0x61, 0xe4, 0xed, 0xbc };
 
-	for (int op = first; op <= last; op++)
-	for (int p = 0; p < 6; p++)
-	for (int m = 0; m < 6; m++)
-	for (int reg = 0; reg < (m < 2 ? 8 : 1); reg++)
-	for (int payload = 0; payload < 128; payload++) {
-		Bit8u *b = e.b;
+	for (int modrm = 0; modrm < 256; modrm++)
+		for (int s = 0; s < (modrm < 0xc0 && (modrm & 7) == 4 ? 6 : 1); s++)
+			f(Bit8u(modrm), sibs[s]);
+}
 
-		memset(b, 0, sizeof(e.b));
-		if (p)
-			*b++ = prefixes[p];
-		*b++ = 0xd5;
-		*b++ = map << 7 | payload;
-		*b++ = op;
-		e.modrm = b - e.b;
-		*b++ = modrms[m][0] | reg << 3;
-		*b++ = modrms[m][1];
-		compare(e, false);
+// A register, and the ways to say an address, with each /digit in those of set.
+template <typename F> static void each_shape(unsigned set, F f)
+{
+	static const Bit8u shapes[][2] = { {0xc1, 0}, {0x01, 0}, {0x54, 0x51}, {0x94, 0x61}, {0x05, 0}, {0x14, 0x25} };
+
+	for (int n = 0; n < 6; n++)
+		for (int digit = 0; digit < 8; digit++)
+			if (set & 1 << n || digit == (shapes[n][0] >> 3 & 7))
+				f(Bit8u((shapes[n][0] & 0xc7) | digit << 3), shapes[n][1]);
+}
+
+static void compare_rex2(int map, const front &f, Bit8u payload, Bit8u op, Bit8u modrm, Bit8u sib)
+{
+	encoding e = { {}, f.n, f.n + 3, map ? "r1" : "r0", false };
+	const Bit8u bytes[] = { 0xd5, Bit8u(map << 7 | payload), op, modrm, sib };
+
+	memcpy(e.b, f.b, f.n);
+	memcpy(e.b + f.n, bytes, sizeof(bytes));
+	compare(e);
+}
+
+static void rex2(int map, int op)
+{
+	for (int n = 0; n < SINGLE; n++)
+		each_shape(0x3f, [&](Bit8u modrm, Bit8u sib) {
+			for (int payload = 0; payload < 128; payload++)
+				compare_rex2(map, rex2_fronts[n], payload, op, modrm, sib);
+		});
+}
+
+static void rex2_forms(int map, int op)
+{
+	for (auto &f : rex2_fronts) {
+		auto some = [&](Bit8u modrm, Bit8u sib) {
+			for (Bit8u payload : { 0x00, 0x7f, 0x18, 0x45, 0x2a })
+				compare_rex2(map, f, payload, op, modrm, sib);
+		};
+		if (&f - rex2_fronts < MANDATORY)
+			each_form(some);
+		else
+			each_shape(0x3f, some);
 	}
 }
 
-static void compare_evex(const Bit8u *bytes, bool only_valid)
+static encoding evex(int map, const front &f, Bit8u p0, Bit8u p1, Bit8u p2, Bit8u op, Bit8u modrm, Bit8u sib)
 {
 	static const char *const maps[] = { "0", "1", "2", "3", "4", "5", "6", "7" };
-	encoding e = { {}, 5, maps[bytes[1] & 7], true };
+	encoding e = { {}, f.n, f.n + 5, maps[map], true };
+	const Bit8u bytes[] = { 0x62, Bit8u((p0 & 0xf8) | map), p1, p2, op, modrm, sib };
 
-	memcpy(e.b, bytes, 8);
-	compare(e, only_valid);
+	memcpy(e.b, f.b, f.n);
+	memcpy(e.b + f.n, bytes, sizeof(bytes));
+	return e;
+}
+
+static void payloads(int map, int op)
+{
+	static const Bit8u vvvv[] = { 0x78, 0x50, 0x08, 0x70 };
+
+	each_shape(0x3, [&](Bit8u modrm, Bit8u sib) {
+		for (int p1 = 0; p1 < 32; p1++)
+		for (int p2 = 0; p2 < 256; p2++) {
+			Bit8u b2 = (p1 & 16) << 3 | vvvv[p1 >> 2 & 3] | (p1 & 3);
+			compare(evex(map, evex_fronts[0], 0xf0, b2 | 4, p2, op, modrm, sib));
+			if (p2 < 64)
+				compare(evex(map, evex_fronts[0], 0xf0, b2, p2, op, modrm, sib));
+		}
+	});
+}
+
+// Has either of them anything at this opcode, with registers below 8?
+static bool anything(int map, int op)
+{
+	bxInstruction_c i;
+	char text[TEXT];
+	bool is = false;
+
+	each_shape(0x3, [&](Bit8u modrm, Bit8u sib) {
+		for (int p1 = 0; p1 < 8 && !is; p1++)
+		for (Bit8u p2 : { 0x08, 0x18, 0x28, 0x48 }) {
+			encoding e = evex(map, evex_fronts[0], 0xf0, (p1 & 4) << 5 | 0x7c | (p1 & 3), p2, op, modrm, sib);
+			is |= bochs(e.b, &i) || llvm(e.b, text);
+		}
+	});
+	return is;
+}
+
+static void evex_registers(int map, int op)
+{
+	static const Bit8u nd[] = { 0x08, 0x00, 0x18, 0x10 }, lengths[] = { 0x08, 0x00, 0x28, 0x48 };
+	bool general = map == 4 || map == 7;
+
+	if (!anything(map, op))
+		return;
+	each_shape(0x5, [&](Bit8u modrm, Bit8u sib) {
+		for (int p0 = 0; p0 < 32; p0++)
+		for (int p1 = 0; p1 < 32; p1++)
+		for (int p2 : general ? nd : lengths) {
+			// AVX10.2 gives U=0 another meaning with vector registers
+			if (!general && modrm >= 0xc0 && !(p1 & 4))
+				continue;
+			Bit8u b2 = (p1 & 16) << 3 | (p1 & 8 ? 0x78 : 0x50) | (p1 & 7);
+			compare(evex(map, evex_fronts[0], p0 << 3, b2, p2, op, modrm, sib));
+		}
+	});
+}
+
+static void evex_forms(int map, int op)
+{
+	for (auto &f : evex_fronts) {
+		auto some = [&](Bit8u modrm, Bit8u sib) {
+			for (Bit8u p0 : { 0xf0, 0x98, 0x28 })
+			for (int p1 = 0; p1 < 8; p1++) {
+				Bit8u b2 = (p1 & 4) << 5 | (p1 & 3) | 0x7c, nd = map == 4 ? 0x18 : 0x48;
+				compare(evex(map, f, p0, b2, 0x08, op, modrm, sib));
+				if (f.n)
+					continue;
+				compare(evex(map, f, p0, b2 & ~0x28, nd, op, modrm, sib));
+				if (map != 4)
+					continue;
+				compare(evex(map, f, p0, b2, 0x0c, op, modrm, sib));
+				compare(evex(map, f, p0, b2 & ~0x28, nd | 0x04, op, modrm, sib));
+			}
+		};
+		if (f.n)
+			each_shape(0x3f, some);
+		else
+			each_form(some);
+	}
 }
 
 int main(int argc, char **argv)
 {
-	void *lib = argc > 3 ? dlopen(argv[1], RTLD_NOW) : NULL;
+	static const struct {
+		const char *name;
+		void (*run)(int map, int op);
+	} sweeps[] = {
+		{ "payloads", payloads }, { "registers", evex_registers }, { "forms", evex_forms },
+		{ "rex2", rex2 }, { "rex2-forms", rex2_forms },
+	};
+	void (*run)(int map, int op) = NULL;
+	for (auto &s : sweeps)
+		if (argc > 3 && !strcmp(argv[2], s.name))
+			run = s.run;
+	void *lib = run ? dlopen(argv[1], RTLD_NOW) : NULL;
 	if (!lib) {
-		fprintf(stderr, "decode_check: %s\n", argc > 3 ? dlerror() : "usage: LIBLLVM payloads|registers|rex2 MAP");
+		fprintf(stderr, "decode_check: %s\n", run ? dlerror() : "usage: LIBLLVM SWEEP MAP [OPCODE [LAST-OPCODE]]");
 		return 2;
 	}
 	static const char *const init[] = { "LLVMInitializeX86TargetInfo", "LLVMInitializeX86TargetMC", "LLVMInitializeX86Disassembler" };
@@ -306,54 +648,17 @@ int main(int argc, char **argv)
 		return 2;
 	}
 
-	bool payloads = !strcmp(argv[2], "payloads");
 	int map = atoi(argv[3]);
 	int first = argc > 4 ? strtol(argv[4], NULL, 16) : 0, last = argc > 5 ? strtol(argv[5], NULL, 16) : argc > 4 ? first : 255;
-	// of other maps only general registers are compared: what else is legal
-	// is not a matter of APX
-	bool only_valid = !payloads && map != 4 && map != 7;
+	for (int op = first; op <= last; op++)
+		run(map, op);
 
-	// ModRM and SIB; each /digit in the first two
-	static const Bit8u modrms[][2] = { {0xc1, 0}, {0x01, 0}, {0x54, 0x51}, {0x94, 0x61}, {0x15, 0}, {0x14, 0x25} };
-	static const Bit8u vvvv[] = { 0x78, 0x50, 0x08, 0x70 };
-	bool rex2 = !strcmp(argv[2], "rex2");
-	if (rex2)
-		sweep_rex2(map, first, last);
-	for (int op = first; op <= last && !rex2; op++)
-	for (int m = 0; m < 6; m++)
-	for (int reg = 0; reg < (m < 1 + payloads ? 8 : 1); reg++) {
-		Bit8u b[8] = { 0x62, Bit8u(0xf0 | map), 0, 0, Bit8u(op), Bit8u(modrms[m][0] | reg << 3), modrms[m][1], 0 };
-		if (payloads) {
-			for (int p1 = 0; p1 < 32; p1++)
-			for (int p2 = 0; p2 < 256; p2++) {
-				b[2] = (p1 & 16) << 3 | vvvv[p1 >> 2 & 3] | 4 | (p1 & 3);
-				b[3] = p2;
-				compare_evex(b, only_valid);
-				if (p2 < 64) {
-					b[2] &= ~4;
-					compare_evex(b, only_valid);
-				}
-			}
+	for (int op = first; op <= last; op++) {
+		if (opcodes[op].valid || opcodes[op].good.empty())
 			continue;
-		}
-		for (int p0 = 0; p0 < 32; p0++)
-		for (int p1 = 0; p1 < 32; p1++)
-		for (int p2 = 0; p2 < (only_valid ? 2 : 4); p2++) {
-			b[1] = p0 << 3 | map;
-			b[2] = (p1 & 16) << 3 | (p1 & 8 ? 0x78 : 0x50) | (p1 & 4) | (p1 & 3);
-			b[3] = (p2 & 2) << 3 | (p2 & 1) << 3;
-			// AVX10.2 gives U=0 another meaning with vector registers
-			if (!only_valid || m || p1 & 4)
-				compare_evex(b, only_valid);
-		}
-	}
-
-	for (auto &o : opcodes) {
-		if (o.second.valid || o.second.good.empty())
-			continue;
-		kind &k = kinds[o.first + " - insn.c:good"];
-		k.count = 1;
-		k.example = o.second.good;
+		char key[64];
+		snprintf(key, sizeof(key), "%s %02x - insn.c:good", opcodes[op].map, op);
+		kinds[key] = { 1, opcodes[op].good };
 	}
 	for (auto &k : kinds)
 		printf("%s %lu   %s\n", k.first.c_str(), k.second.count, k.second.example.c_str());
