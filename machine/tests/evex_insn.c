@@ -870,6 +870,66 @@ static void test_vector(void)
 	report("R16-R31 in vector instructions");
 }
 
+/*
+ * vpgatherdd and vpscatterdd, the vector index being XMM16-XMM31: EVEX.V' is a bit
+ * of its number.
+ */
+static void one_vsib(bool scatter)
+{
+	struct rm rm = { .mod = 2 }, low = { .mod = 3, .index = 4 };
+	struct cpu in, want, got;
+	struct insn e = { .n = 0 };
+	int index = 16 + rng_below(16), x = rng_below(16), k;
+	int indices[4];
+	u32 v[4], at;
+
+	random_state(&in, mem_in);
+	rm.reg = any_reg();
+	rm.index = index & 15;
+	rm.scale = rng_below(4);
+	rm.disp = (int32_t)rng();
+	in.gpr[rm.reg] = MEM_BASE + 0x800 - rm.disp;
+	low.reg = rng_below(16);
+	for (k = 0; k < 4; k++)
+		indices[k] = (int)rng_below(0x100) - 0x80;
+	set_xmm(&in, low.reg, indices);
+
+	memcpy(mem_legacy, mem_in, MEM_SIZE);
+	memcpy(v, in.fx + XS_XMM0 + 16 * x, 16);
+	for (k = 0; k < 4; k++) {
+		at = 0x800 + indices[k] * (1 << rm.scale);
+		if (scatter)
+			memcpy(mem_legacy + at, &v[k], 4);
+		else
+			memcpy(&v[k], mem_in + at, 4);
+	}
+	want = in;
+	want.trap = TRAP_NONE;
+	set_xmm(&want, x, v);
+
+	evex(&e, 1, 0x6f, 1, 0, 0, 0, index, &low);		/* vmovdqa32 */
+	memcpy(e.b + e.n, "\xc5\xf4\x46\xc9", 4);		/* kxnorw %k1,%k1,%k1 */
+	e.n += 4;
+	evex(&e, 2, scatter ? 0xa0 : 0x90, 1, 0, 1, index & 16, x, &rm);
+	run(CODE_BASE + 0x900, e.b, e.n, &in, mem_in, false, &got);
+	cases++;
+	if (same_regs(&want, &got) && got.trap == TRAP_NONE && !memcmp(mem, mem_legacy, MEM_SIZE))
+		return;
+	if (failed++ < MAX_REPORTS) {
+		ktap_note("%s(index XMM%d)", hex(e.b, e.n), index);
+		print_diff(scatter ? "vpscatterdd" : "vpgatherdd", &in, &want, &got);
+	}
+}
+
+static void test_vsib(void)
+{
+	u32 t;
+
+	for (t = 0; t < 64 * trials; t++)
+		one_vsib(t & 1);
+	report("vector index 16-31");
+}
+
 /* ------------------------------------------------------------------------
  * 6. #UD
  */
@@ -1117,7 +1177,7 @@ int main(int argc, char **argv)
 	/* F, BW, VL, and the OS has enabled them */
 	avx512 = cpu_bit(7, 0, 1, 16) && cpu_bit(7, 0, 1, 30) && cpu_bit(7, 0, 1, 31) &&
 		 cpu_has_osxsave() && (xgetbv(0) & 0xe0) == 0xe0;
-	ktap_plan(missing ? 1 : (nci ? 12 : 4) + avx512);
+	ktap_plan(missing ? 1 : (nci ? 12 : 4) + 2 * avx512);
 	ktap_note("seed %llu", (unsigned long long)seed);
 	rng_seed(seed);
 	run_init(!missing);
@@ -1130,10 +1190,12 @@ int main(int argc, char **argv)
 	test_legacy(0, "as the legacy form");
 	test_bmi(nci);
 	test_movbe();
-	if (avx512)
+	if (avx512) {
 		test_vector();
-	else
+		test_vsib();
+	} else {
 		ktap_note("no AVX-512, no vector instructions");
+	}
 	if (!nci) {
 		test_absent(false);
 		return ktap_exit();
