@@ -3,7 +3,7 @@
  * A program without an operating system, for what one would not survive or hide.
  *
  * 1. R16-R31 are zero after RESET, and what they were after INIT, be XCR0.APX set
- *    or clear.
+ *    or clear.  INIT keeps XCR0 and IA32_XSS as well.
  * 2. XCR0.APX is toggled again and again in front of the same instruction, by the
  *    program and by an SMI's handler: it is REX2 or #UD, whatever the CPU
  *    remembers of it.
@@ -64,7 +64,7 @@ static struct state {
 	u8 busy, apx, vmx, svm;
 	u32 magic, boots, stage, trial, nr, failed;
 	u32 ran[MODES], nmis, exits;
-	u64 xcr0;			/* before INIT */
+	u64 xcr0, xss;			/* before INIT */
 	struct {
 		volatile u32 entered;
 		u32 actions;
@@ -430,6 +430,14 @@ static void check_toggling(void)
 /* ------------------------------------------------------------------------
  * INIT
  */
+static u64 supported_xss(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid_count(0xd, 1, eax, ebx, ecx, edx);
+	return ecx | (u64)edx << 32;
+}
+
 static void prepare_init(u64 xcr0, enum stage stage)
 {
 	fill_egprs();
@@ -439,7 +447,9 @@ static void prepare_init(u64 xcr0, enum stage stage)
 		asm volatile("vmxoff");		/* INIT has to wait for that */
 	state->stage = stage;
 	state->xcr0 = xcr0;
+	state->xss = supported_xss();
 	xsetbv(xcr0);
+	wrmsr(MSR_XSS, state->xss);
 	outb(0x43, 0x34);		/* no watchdog until entry.S starts it again */
 }
 
@@ -459,10 +469,12 @@ static void init_by_ipi(void)
 		;
 }
 
-static void check_init(u64 xcr0, const char *egprs, const char *xcr)
+static void check_init(u64 xcr0, const char *egprs, const char *xcr, const char *xss)
 {
 	result(egprs_are_stored(), egprs);
 	result(xcr0 == state->xcr0, xcr);
+	result(rdmsr(MSR_XSS) == state->xss, xss);
+	wrmsr(MSR_XSS, 0);
 }
 
 /* ------------------------------------------------------------------------
@@ -608,14 +620,6 @@ static void model_note(const char *name, const char *what, u32 nr, const u64 *va
 static void model_result(bool pass, const char *name)
 {
 	result(pass, name);
-}
-
-static u64 supported_xss(void)
-{
-	u32 eax, ebx, ecx, edx;
-
-	__cpuid_count(0xd, 1, eax, ebx, ecx, edx);
-	return ecx | (u64)edx << 32;
 }
 
 static void check_model(void)
@@ -937,7 +941,7 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		(11 + (TRIALS ? 0 : MODEL_RESULTS))
+#define RESULTS		(13 + (TRIALS ? 0 : MODEL_RESULTS))
 
 void bare_main(void)
 {
@@ -988,12 +992,14 @@ void bare_main(void)
 		break;
 	case AFTER_PORT_92:
 		state->stage = RANDOM;
-		check_init(xcr0, "INIT, by port 92H, keeps R16-R31", "INIT, by port 92H, keeps XCR0");
+		check_init(xcr0, "INIT, by port 92H, keeps R16-R31", "INIT, by port 92H, keeps XCR0",
+			   "INIT, by port 92H, keeps IA32_XSS");
 		init_by_ipi();
 		break;
 	case AFTER_INIT:
 		state->stage = RANDOM;
-		check_init(xcr0, "INIT with XCR0.APX clear keeps R16-R31", "INIT keeps XCR0");
+		check_init(xcr0, "INIT with XCR0.APX clear keeps R16-R31", "INIT keeps XCR0",
+			   "INIT keeps IA32_XSS");
 		break;
 	}
 	while (state->trial != TRIALS) {
