@@ -12,7 +12,7 @@
 
 #define NR_INSNS	"4000"	/* for each of the two */
 
-static u64 nr_compared, nr_faulted;
+static u64 sum_forced, sum_mmio, sum_legacy, sum_faults;
 
 static void run_round(void)
 {
@@ -26,7 +26,7 @@ static void run_round(void)
 
 int main(void)
 {
-	u64 before, nr, faults;
+	u64 forced, mmio, legacy, faults, forced_before, mmio_before;
 	char line[512];
 	int status;
 	FILE *file;
@@ -51,23 +51,30 @@ int main(void)
 		}
 		TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
 
-		before = nr_compared;
+		forced_before = sum_forced;
+		mmio_before = sum_mmio;
 		rewind(file);
 		while (fgets(line, sizeof(line), file)) {
 			if (status)
 				printf("  %s", line);
-			if (sscanf(line, "# %lu instructions, %lu of them", &nr, &faults) == 2) {
-				nr_compared += nr;
-				nr_faulted += faults;
+			if (sscanf(line, "# %lu forced, %lu with MMIO, %lu legacy, %lu fault",
+				   &forced, &mmio, &legacy, &faults) == 4) {
+				sum_forced += forced;
+				sum_mmio += mmio;
+				sum_legacy += legacy;
+				sum_faults += faults;
 			}
 		}
 		fclose(file);
 		TEST_ASSERT(!status, "Native and emulated instructions differ");
-		TEST_ASSERT(nr_compared - before > atoi(NR_INSNS), "Only %lu instructions",
-			    nr_compared - before);
-		printf("round %lu: %lu instructions\n", soak_round, nr_compared);
+		forced = sum_forced - forced_before;
+		mmio = sum_mmio - mmio_before;
+		TEST_ASSERT(forced == atoi(NR_INSNS), "%lu forced instructions", forced);
+		TEST_ASSERT(mmio >= atoi(NR_INSNS) * 3 / 4, "Only %lu with MMIO", mmio);
+		printf("round %lu: %lu forced, %lu with MMIO\n", soak_round, forced, mmio);
 	}
 	soak_end();
-	printf("total rounds=%lu instructions=%lu faults=%lu\n", soak_rounds, nr_compared, nr_faulted);
+	printf("total rounds=%lu forced=%lu mmio=%lu legacy=%lu faults=%lu\n",
+	       soak_rounds, sum_forced, sum_mmio, sum_legacy, sum_faults);
 	return 0;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Test KVM's emulation of instructions that have a REX2 prefix.
+ * Test KVM's emulation of instructions that have a REX2 prefix, and of others
+ * beside them.
  *
  * The CPU is the model: instructions are generated from a table of opcodes with
  * random operands, run natively, and again with KVM's forced emulation prefix or
@@ -54,6 +55,7 @@ static struct {
 	u64 entry;
 	u64 host_rsp;
 	u64 via_pad;
+	u64 no_egprs;		/* For legacy instructions without APX. */
 } run __aligned(16) __used;
 
 extern char run_insn[], run_exit[], run_exit_pad[];
@@ -72,8 +74,11 @@ asm(".pushsection .text\n"
 	"run_insn:\n\t"
 	"push %rbx\n\tpush %rbp\n\tpush %r12\n\tpush %r13\n\tpush %r14\n\tpush %r15\n\t"
 	"mov %rsp, run+528(%rip)\n\t"
+	"cmpl $0, run+544(%rip)\n\t"
+	"jne 1f\n\t"
 	"lea run+128(%rip), %rax\n\t"
 	__MOV_EGPRS(0x8b)
+	"1:\n\t"
 	RUN_XMMS("movdqu run+256+16*\\nr(%rip), %xmm\\nr")
 	"pushq run+512(%rip)\n\t"
 	"popfq\n\t"
@@ -89,8 +94,11 @@ asm(".pushsection .text\n"
 	"pushfq\n\t"
 	"popq run+512(%rip)\n\t"
 	"cld\n\t"
+	"cmpl $0, run+544(%rip)\n\t"
+	"jne 1f\n\t"
 	"lea run+128(%rip), %rax\n\t"
 	__MOV_EGPRS(0x89)
+	"1:\n\t"
 	RUN_XMMS("movdqu %xmm\\nr, run+256+16*\\nr(%rip)")
 	"pop %r15\n\tpop %r14\n\tpop %r13\n\tpop %r12\n\tpop %rbp\n\tpop %rbx\n\t"
 	"ret\n"
@@ -98,6 +106,7 @@ asm(".pushsection .text\n"
 
 static_assert(offsetof(typeof(run), rflags) == 512, "layout is known to assembly code");
 static_assert(offsetof(typeof(run), via_pad) == 536, "layout is known to assembly code");
+static_assert(offsetof(typeof(run), no_egprs) == 544, "layout is known to assembly code");
 
 static u8 code[64] __aligned(64);
 static u8 mem[MEM_SIZE] __aligned(4096);
@@ -109,7 +118,7 @@ static u8 stack[8192] __aligned(4096);		/* Exception handlers need some, too. */
 
 static u64 ex_vector, ex_error_code, ex_rip;
 static struct state in, native, other;
-static u64 nr_run, nr_faults, nr_mmio, nr_failed;
+static u64 nr_run, nr_mmio, nr_legacy, nr_faults, nr_failed;
 
 static void guest_exception_handler(struct ex_regs *regs)
 {
@@ -199,6 +208,16 @@ static void emit(struct insn *insn, u64 val, int size)
 	}
 }
 
+/* Where a relative branch lands, behind the jump that follows it. */
+#define JUMP_SIZE	14
+
+static u8 *put_jump(u8 *p, const char *target)
+{
+	memcpy(p, "\xff\x25\x00\x00\x00\x00", 6);
+	*(u64 *)(p + 6) = (u64)target;
+	return p + JUMP_SIZE;
+}
+
 static void run_state(const struct state *in, struct state *out,
 		      const struct insn *insn, bool fep, u8 *data)
 {
@@ -209,8 +228,8 @@ static void run_state(const struct state *in, struct state *out,
 	memcpy(p - 5, fep_bytes, 5);
 	memcpy(p, insn->bytes, insn->len);
 	p += insn->len;
-	memcpy(p, "\xff\x25\x00\x00\x00\x00", 6);
-	*(u64 *)(p + 6) = (u64)run_exit;
+	p = put_jump(p, run_exit);
+	put_jump(p, run_exit_pad);
 
 	copy(run.gpr, in->gpr, sizeof(run.gpr));
 	copy(run.xmm, in->xmm, sizeof(run.xmm));
@@ -367,6 +386,11 @@ static void run_mmio(const struct insn *insn)
 #define OP_NOMMIO	BIT(13)		/* not with MMIO */
 #define OP_SREG		BIT(14)		/* ModRM.reg is a segment register */
 #define OP_IMPL		BIT(16)		/* implicit RAX and RDX */
+#define OP_NOREX2	BIT(17)		/* not with REX2 */
+#define OP_J8		BIT(18)		/* relative branches */
+#define OP_J32		BIT(19)
+#define OP_STRING	BIT(20)		/* RSI and RDI are addresses */
+#define OP_MOFFS	BIT(21)		/* address in the instruction */
 
 struct op {
 	u8 map, first, last;
@@ -431,6 +455,23 @@ static const struct op ops[] = {
 	{ 1, 0xc0, 0xc1, -1, -1, OP_RM | OP_LK }, { 1, 0xc3, 0xc3, -1, -1, OP_M | OP_NO66 },
 	{ 1, 0xc7, 0xc7, 1, 1, OP_M | OP_LK | OP_NO66 | OP_NOMMIO },
 	{ 1, 0xc8, 0xcf, -1, -1, OP_O | OP_NO66 },
+	/* What REX2 doesn't go with. */
+	{ 0, 0x70, 0x7f, -1, -1, OP_N | OP_J8 | OP_NO66 | OP_NOREX2 },
+	{ 0, 0xa0, 0xa3, -1, -1, OP_N | OP_MOFFS | OP_NOREX2 },
+	{ 0, 0xa4, 0xa7, -1, -1, OP_N | OP_STRING | OP_NOREX2 },
+	{ 0, 0xa8, 0xa8, -1, -1, OP_N | OP_I8 | OP_NOREX2 },
+	{ 0, 0xa9, 0xa9, -1, -1, OP_N | OP_IZ | OP_NOREX2 },
+	{ 0, 0xaa, 0xaf, -1, -1, OP_N | OP_STRING | OP_NOREX2 },
+	{ 0, 0xe0, 0xe3, -1, -1, OP_N | OP_J8 | OP_NO66 | OP_NOREX2 },
+	{ 0, 0xe8, 0xe9, -1, -1, OP_N | OP_J32 | OP_NO66 | OP_NOREX2 },
+	{ 0, 0xeb, 0xeb, -1, -1, OP_N | OP_J8 | OP_NO66 | OP_NOREX2 },
+	{ 1, 0x80, 0x8f, -1, -1, OP_N | OP_J32 | OP_NO66 | OP_NOREX2 },
+};
+
+enum form {
+	REX2,
+	REX,
+	NO_REX,
 };
 
 static int reg_id(u8 payload, int shift, int low)
@@ -438,13 +479,35 @@ static int reg_id(u8 payload, int shift, int low)
 	return low | ((payload >> shift) & 1) << 3 | ((payload >> (shift + 4)) & 1) << 4;
 }
 
+/* Without a REX prefix, AH, CH, DH and BH are what bytes in registers 4-7 are. */
+static bool is_byte_op(u8 map, u8 opcode, bool is_rm)
+{
+	if (map)
+		return opcode == 0xb0 || opcode == 0xc0 ||
+		       (is_rm && (opcode >> 4 == 9 || opcode == 0xb6 || opcode == 0xbe));
+	if (opcode < 0x40 || opcode >> 4 == 0xd)
+		return !(opcode & 1);
+
+	switch (opcode) {
+	case 0x80: case 0x84: case 0x86: case 0x88: case 0x8a:
+	case 0xb0 ... 0xb7:
+	case 0xc0: case 0xc6: case 0xf6: case 0xfe:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* Returns false if the random choices are of no use. */
-static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digit, bool is_mem)
+static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digit,
+		     bool is_mem, enum form form)
 {
 	u8 payload = (rng() & 0x7f) | (op->map << 7);
 	int reg = -1, rm = -1, index = -1, prefix = 0, disp_size = 0, mod, scale = 0;
 	bool is_sse = op->f & (OP_P66 | OP_P66F3 | OP_ONLY66);
 	bool rip_relative = false, no_base = false, addr32 = false;
+	bool has_ah = form == NO_REX && is_byte_op(op->map, opcode, false);
+	bool rm_has_ah = form == NO_REX && is_byte_op(op->map, opcode, true);
 	bool lock, is_locked;
 	u8 modrm = 0, sib = 0;
 	s64 disp = 0;
@@ -453,6 +516,11 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	memset(insn, 0, sizeof(*insn));
 	insn->base = -1;
 	random_state();
+
+	if (form == REX)
+		payload &= 0x8f;
+	else if (form == NO_REX)
+		payload &= 0x80;
 
 	if (op->f & OP_P66)
 		prefix = rng_below(2) ? 0x66 : 0;
@@ -475,26 +543,34 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	 * Emulator and CPU disagree about bits 63:32 of a 32-bit destination of
 	 * CMPXCHG if the comparison fails, with REX2 or without.
 	 */
-	if (op->map == 1 && opcode == 0xb1 && !is_mem)
-		payload |= 8;
+	if (op->map == 1 && opcode == 0xb1 && !is_mem && !(payload & 8) && prefix != 0x66)
+		return false;
 
-	if (op->f & OP_O) {
-		if (reg_id(payload, 0, opcode & 7) == 4)
-			return false;
+	if ((op->f & OP_O) && reg_id(payload, 0, opcode & 7) == 4 && !rm_has_ah)
+		return false;
+	if (op->f & OP_STRING) {
+		in.gpr[6] = (u64)mem + 512 + rng_below(512);
+		in.gpr[7] = (u64)mem + 512 + rng_below(512);
+		if (!prefix && rng_below(2)) {
+			prefix = rng_below(2) ? 0xf2 : 0xf3;
+			in.gpr[1] = rng_below(16);
+		}
 	}
+	if ((op->f & OP_J8) && rng_below(2))
+		in.gpr[1] = rng_below(3);
 
 	if (op->f & OP_RM) {
 		reg = digit < 0 ? reg_id(payload, 2, rng_below(8)) : digit;
 		modrm = (reg & 7) << 3;
 		if (digit >= 0 || (op->f & OP_SREG) || is_sse)
 			reg = -1;
-		else if (reg == 4)
+		else if (reg == 4 && !has_ah)
 			return false;
 	}
 
 	if ((op->f & OP_RM) && !is_mem) {
 		rm = reg_id(payload, 0, rng_below(8));
-		if (rm == 4)
+		if (rm == 4 && !rm_has_ah)
 			return false;
 		modrm |= 0xc0 | (rm & 7);
 	} else if (op->f & OP_RM) {
@@ -518,6 +594,9 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 		}
 		if (no_base || rip_relative)
 			rm = -1;
+		/* A part of another register, of which an address is the whole. */
+		if (has_ah && reg >= 4)
+			reg &= 3;
 		if (rm == 4 || (reg >= 0 && (reg == rm || reg == index)) ||
 		    (index >= 0 && index == rm))
 			return false;
@@ -550,8 +629,15 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 	}
 	if (prefix)
 		emit(insn, prefix, 1);
-	emit(insn, 0xd5, 1);
-	emit(insn, payload, 1);
+	if (form == REX2) {
+		emit(insn, 0xd5, 1);
+		emit(insn, payload, 1);
+	} else {
+		if (form == REX)
+			emit(insn, 0x40 | (payload & 0xf), 1);
+		if (op->map)
+			emit(insn, 0x0f, 1);
+	}
 	emit(insn, opcode, 1);
 	if (op->f & OP_RM)
 		emit(insn, modrm, 1);
@@ -572,12 +658,28 @@ static bool generate(struct insn *insn, const struct op *op, u8 opcode, int digi
 		emit(insn, rng(), prefix == 0x66 && !(payload & 8) ? 2 : 4);
 	if (op->f & OP_IV)
 		emit(insn, rng(), payload & 8 ? 8 : prefix == 0x66 ? 2 : 4);
+	if (op->f & OP_J8)
+		emit(insn, JUMP_SIZE, 1);
+	if (op->f & OP_J32)
+		emit(insn, JUMP_SIZE, 4);
+	if (op->f & OP_MOFFS)
+		emit(insn, (u64)mem + 512 + rng_below(512), 8);
 	return insn->len <= 15;
 }
 
-/* Run one instruction, false if there's none of that form. */
+/* One in four is a legacy instruction, with REX or without. */
+static enum form random_form(const struct op *op)
+{
+	if (!(op->f & OP_NOREX2) && rng_below(4))
+		return REX2;
+	return rng_below(2) ? REX : NO_REX;
+}
+
+/* Run one instruction, false if there's none of that kind. */
 static bool run_one(const struct op *op, int opcode, int digit, bool is_mem, bool is_mmio)
 {
+	u64 nr = nr_run + nr_mmio;
+	enum form form = REX2;
 	struct insn insn;
 	int tries = 0;
 
@@ -588,13 +690,17 @@ static bool run_one(const struct op *op, int opcode, int digit, bool is_mem, boo
 
 	do {
 		GUEST_ASSERT(tries++ < 1000);
-	} while (!generate(&insn, op, opcode, digit, is_mem) ||
+		if (is_random)
+			form = random_form(op);
+	} while (!generate(&insn, op, opcode, digit, is_mem, form) ||
 		 (is_mmio && insn.base < 0));
 
 	if (is_mmio)
 		run_mmio(&insn);
 	else
 		run_and_compare(&insn);
+	if (form != REX2)
+		nr_legacy += nr_run + nr_mmio - nr;
 
 	/* Both may raise #UD for the same reason, but no opcode of the table has one. */
 	if (native.vector == UD_VECTOR && !(op->f & OP_SREG))
@@ -602,7 +708,7 @@ static bool run_one(const struct op *op, int opcode, int digit, bool is_mem, boo
 	return true;
 }
 
-/* All opcodes of the table, NR_TRIALS times in each of their forms. */
+/* All opcodes of the table that go with REX2, NR_TRIALS times in each of their forms. */
 static void sweep(bool is_mmio)
 {
 	int i, opcode, digit, trial;
@@ -610,6 +716,9 @@ static void sweep(bool is_mmio)
 
 	for (i = 0; i < ARRAY_SIZE(ops); i++) {
 		const struct op *op = &ops[i];
+
+		if (op->f & OP_NOREX2)
+			continue;
 
 		nr = nr_run + nr_mmio - nr_faults;
 
@@ -633,6 +742,7 @@ static void run_random(bool is_mmio)
 {
 	const struct op *op;
 	int opcode, digit;
+	u64 nr;
 	u32 i;
 
 	is_random = true;
@@ -646,14 +756,18 @@ static void run_random(bool is_mmio)
 				rng_below(op->digit_last - op->digit_first + 1);
 		} while (!run_one(op, opcode, digit, rng_below(2), is_mmio));
 	}
+	/* A few may be all of one kind. */
+	nr = nr_run + nr_mmio;
+	__GUEST_ASSERT(nr_random < 100 || (nr_legacy > nr / 8 && nr_legacy < nr / 2),
+		       "%lu of %lu are legacy instructions", nr_legacy, nr);
 }
 
 static void guest_done(u64 nr_min)
 {
 	u64 nr = nr_run + nr_mmio;
 
-	GUEST_PRINTF("# %lu instructions, %lu of them fault, %lu differ\n",
-		     nr, nr_faults, nr_failed);
+	GUEST_PRINTF("# %lu forced, %lu with MMIO, %lu legacy, %lu fault, %lu differ\n",
+		     nr_run, nr_mmio, nr_legacy, nr_faults, nr_failed);
 	__GUEST_ASSERT(!nr_failed, "%lu instructions differ", nr_failed);
 	__GUEST_ASSERT(nr >= nr_min, "Only %lu instructions, wanted %lu", nr, nr_min);
 	GUEST_DONE();
@@ -945,6 +1059,8 @@ static void guest_modrm_and_sib(void)
 static void guest_system(void)
 {
 	struct desc_ptr dt;
+	struct insn movq;
+	u64 xcr0;
 	u16 ss;
 
 	random_state();
@@ -983,6 +1099,7 @@ static void guest_system(void)
 	EXPECT("FNSTSW [R16]", NONE, "\xd5\x10\xdd\x38");
 	EXPECT("FNINIT", NONE, "\xd5\x77\xdb\xe3");
 	EXPECT("WBINVD", NONE, "\xd5\xf7\x09");
+	EXPECT("INVD", NONE, "\xd5\xf7\x08");
 	if (this_cpu_has(X86_FEATURE_CLFLUSHOPT))
 		EXPECT("CLFLUSHOPT [R25]", NONE, "\x66\xd5\x91\xae\x79\x00");
 	if (this_cpu_has(X86_FEATURE_RDPID))
@@ -1015,16 +1132,51 @@ static void guest_system(void)
 	EXPECT("LLDT R16", NONE, "\xd5\x90\x00\xd0");
 	EXPECT("LTR R16", GP_VECTOR, "\xd5\x90\x00\xd8");
 
+	xcr0 = xgetbv(0);
+	in.gpr[0] = (u32)xcr0;
+	in.gpr[1] = 0;
+	in.gpr[2] = xcr0 >> 32;
+	EXPECT("XSETBV", NONE, "\xd5\xf7\x01\xd1");
+	in.gpr[1] = 1;
+	EXPECT("XSETBV of XCR1", GP_VECTOR, "\xd5\x80\x01\xd1");
+
+	/* MM0 is no part of the state: see what the emulator loads by storing it. */
+	in.gpr[16] = (u64)mem + 512;
+	EXPECT("MOVQ MM0, [R16]", NONE, "\xd5\x90\x6f\x00");
+	*(u64 *)(in.mem + 512) = ~*(u64 *)(in.mem + 512);
+	movq = (struct insn){ .bytes = { 0xd5, 0x90, 0x6f, 0x00 }, .len = 4 };
+	run_state(&in, &other, &movq, true, mem);
+	*(u64 *)(in.mem + 512) = ~*(u64 *)(in.mem + 512);
+	EXPECT("MOVQ [R16], MM0", NONE, "\xd5\x90\x7f\x00");
+	GUEST_ASSERT_EQ(*(u64 *)(other.mem + 512), ~*(u64 *)(in.mem + 512));
+
+	/*
+	 * EFER.SVME is clear.  KVM emulates none of them, but looks at RAX before
+	 * EFER where it is an address.
+	 */
+	in.gpr[0] = 0;
+	EXPECT("VMRUN", UD_VECTOR, "\xd5\x80\x01\xd8");
+	EXPECT("VMLOAD", UD_VECTOR, "\xd5\x80\x01\xda");
+	EXPECT("VMSAVE", UD_VECTOR, "\xd5\x80\x01\xdb");
+	EXPECT("STGI", UD_VECTOR, "\xd5\x80\x01\xdc");
+	EXPECT("CLGI", UD_VECTOR, "\xd5\x80\x01\xdd");
+	EXPECT("SKINIT", UD_VECTOR, "\xd5\x80\x01\xde");
+	EXPECT("INVLPGA", UD_VECTOR, "\xd5\x80\x01\xdf");
+	EXPECT("RSM", UD_VECTOR, "\xd5\x80\xaa");
+
 	/* Userspace checks and provides the data. */
 	in.gpr[2] = PIO_PORT;
 	in.gpr[6] = (u64)mem + 512;
 	in.gpr[7] = (u64)mem + 520;
-	in.mem[512] = PIO_DATA;
+	memset(in.mem + 512, PIO_DATA, 4);
 	EXPECT("OUTSB", NONE, "\xd5\x77\x6e");
 	GUEST_ASSERT_EQ(other.gpr[6], in.gpr[6] + 1);
 	EXPECT("INSB", NONE, "\xd5\x77\x6c");
 	GUEST_ASSERT_EQ(other.mem[520], PIO_DATA);
-	guest_done(40);
+	EXPECT("OUTSD", NONE, "\xd5\x77\x6f");
+	EXPECT("INSW", NONE, "\x66\xd5\x77\x6d");
+	GUEST_ASSERT_EQ(*(u16 *)(other.mem + 520), PIO_DATA * 0x0101);
+	guest_done(50);
 }
 
 /* VEX has nothing to do with all this. */
@@ -1234,15 +1386,18 @@ static void handle_failed_emulation(struct kvm_vcpu *vcpu)
 static bool handle_pio(struct kvm_run *run)
 {
 	u8 *data = (u8 *)run + run->io.data_offset;
+	int i;
 
 	if (run->exit_reason != KVM_EXIT_IO || run->io.port != PIO_PORT)
 		return false;
 
-	TEST_ASSERT_EQ(run->io.size * run->io.count, 1);
-	if (run->io.direction == KVM_EXIT_IO_OUT)
-		TEST_ASSERT_EQ(*data, PIO_DATA);
-	else
-		*data = PIO_DATA;
+	TEST_ASSERT_EQ(run->io.count, 1);
+	for (i = 0; i < run->io.size; i++) {
+		if (run->io.direction == KVM_EXIT_IO_OUT)
+			TEST_ASSERT_EQ(data[i], PIO_DATA);
+		else
+			data[i] = PIO_DATA;
+	}
 	return true;
 }
 
