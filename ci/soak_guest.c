@@ -6,17 +6,25 @@
  *
  * What is different is how they run, see SOAK_PART:
  *   guest    two vCPUs that share a thread, vCPU 0 sends INIT and SIPI to vCPU 1
- *   load     eight vCPUs, with APX and without, and as many threads, beside other
- *            threads with values of their own, signals, and changing affinity
- *   migrate  one vCPU, often saved and restored to another VM
+ *   load     eight vCPUs, with APX and without, and as many threads, signals, and
+ *            changing affinity
+ *   migrate  one vCPU, often saved and restored to another VM, at a sync, in SMM,
+ *            and wherever a signal has ended KVM_RUN
  *
- * vCPU 0 also has L2, and gets SMIs.
+ * All of them run beside threads with values of their own, with entries that fail,
+ * and with INITs that userspace injects.  vCPU 0 also has L2, whose entries fail
+ * now and then, too, and gets SMIs.
+ *
+ * Where signals land isn't up to the seed, and must not change what else happens:
+ * what depends on it has random numbers of its own.
  */
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "apic.h"
@@ -26,7 +34,7 @@
 #include "vmx.h"
 
 #define MAX_VCPUS	8
-#define NR_SECRET_THREADS 4
+#define MAX_SECRET_THREADS 4
 
 #define MMIO_GPA	0xd0000000ull
 #define MMIO_GVA	0xd0000000ull
@@ -37,7 +45,17 @@
 #define SMI_PORT	0xe
 #define NO_APIC_ID	0x7f
 
+#define SECONDARY_EXEC_ENABLE_XSAVES	BIT(20)
+
 #define TIMER_VECTOR	0x40	/* and the vCPU's number */
+
+enum xsave_form {
+	XSAVE,
+	XSAVEOPT,
+	XSAVEC,
+	XSAVES,
+	NR_XSAVE_FORMS,
+};
 
 struct guest {
 	/* The host's. */
@@ -47,7 +65,7 @@ struct guest {
 	u64 id;
 	void *nested_data;
 	bool has_apx;
-	bool has_xsavec;
+	bool has_xsave_form[NR_XSAVE_FORMS];
 	u32 apx_offset;
 	bool sends_init;
 	bool may_send_init;
@@ -62,12 +80,18 @@ struct guest {
 	const char *what;
 	u64 nr_irqs;
 	u64 nr_l2_runs;
+	u64 nr_failed_l2_entries;
+	u64 nr_xsaves[NR_XSAVE_FORMS];
+	u64 nr_xrstors;
 	bool timer_is_set;
 
-	/* What was saved there by XSAVE. */
+	/* What was saved by XSAVE, and in which of the areas. */
 	struct egprs saved;
 	bool has_saved;
-	u8 xsave_area[2048] __aligned(64);
+	bool saved_is_compacted;
+	bool has_restored;
+	int area;
+	u8 xsave_areas[2][2048] __aligned(64);
 };
 
 /* One set per VM. */
@@ -159,51 +183,90 @@ static void rotate(struct guest *g)
 }
 
 #define XSAVE_INSN(g, insn)						\
-	asm volatile(insn " (%0)" : : "r"((g)->xsave_area),		\
+	asm volatile(insn " (%0)" : : "r"((g)->xsave_areas[(g)->area]),		\
 		     "a"((u32)XFEATURE_MASK_APX), "d"(0) : "memory")
 
-static void xsave(struct guest *g)
+static void xsave_by(struct guest *g, enum xsave_form form)
 {
-	struct xstate *xstate = (void *)g->xsave_area;
+	u8 *area = g->xsave_areas[g->area];
+	struct xstate *xstate = (void *)area;
 	struct egprs *egprs;
 	int i;
 
-	if (g->has_xsavec && soak_once_in(&g->random, 2)) {
-		XSAVE_INSN(g, "xsavec64");
-		GUEST_ASSERT_EQ(xstate->header.xcomp_bv, BIT_ULL(63) | XFEATURE_MASK_APX);
-		egprs = (void *)g->xsave_area + sizeof(*xstate);
-	} else {
-		memset(&xstate->header, 0, sizeof(xstate->header));
+	if (!g->has_xsave_form[form])
+		return;
+	g->saved_is_compacted = form == XSAVEC || form == XSAVES;
+	egprs = (void *)area + (g->saved_is_compacted ? sizeof(*xstate) : g->apx_offset);
+	memset(egprs, 0x5a, sizeof(*egprs));
+	memset(&xstate->header, 0, sizeof(xstate->header));
+
+	switch (form) {
+	case XSAVE:
 		XSAVE_INSN(g, "xsave64");
-		egprs = (void *)g->xsave_area + g->apx_offset;
+		break;
+	case XSAVEOPT:
+		XSAVE_INSN(g, "xsaveopt64");
+		break;
+	case XSAVEC:
+		XSAVE_INSN(g, "xsavec64");
+		break;
+	default:
+		XSAVE_INSN(g, "xsaves64");
+		break;
 	}
+	GUEST_ASSERT_EQ(xstate->header.xcomp_bv,
+			g->saved_is_compacted ? BIT_ULL(63) | XFEATURE_MASK_APX : 0);
+	g->nr_xsaves[form]++;
 
 	/* XSAVE may take zeros for what they are, or for the initial state. */
 	if (xstate->header.xstate_bv & XFEATURE_MASK_APX) {
 		for (i = 0; i < NR_EGPRS; i++)
 			__GUEST_ASSERT(egprs->r[i] == g->model.r[i],
-				       "vCPU %lu, step %lu: R%d = 0x%lx, XSAVE wrote 0x%lx",
-				       g->id, g->step, i + 16, g->model.r[i], egprs->r[i]);
+				       "vCPU %lu, step %lu: R%d = 0x%lx, XSAVE (form %d) wrote 0x%lx",
+				       g->id, g->step, i + 16, g->model.r[i], form, egprs->r[i]);
 	} else {
 		__GUEST_ASSERT(egprs_are_zero(&g->model),
-			       "vCPU %lu, step %lu: XSAVE says that R16-R31 are zero",
-			       g->id, g->step);
+			       "vCPU %lu, step %lu: XSAVE (form %d) says that R16-R31 are zero",
+			       g->id, g->step, form);
 	}
 	g->saved = g->model;
 	g->has_saved = true;
 }
 
+/*
+ * Any of them is the last one.  XSAVEOPT and XSAVES need not write what hasn't
+ * changed since XRSTOR: only to where that was.
+ */
+static void xsave(struct guest *g)
+{
+	int first = soak_random(&g->random) % NR_XSAVE_FORMS, i;
+
+	if (g->has_restored)
+		g->area ^= 1;
+	g->has_restored = false;
+	for (i = 0; i < NR_XSAVE_FORMS; i++)
+		xsave_by(g, (first + i) % NR_XSAVE_FORMS);
+}
+
 static void xrstor(struct guest *g)
 {
-	struct xstate *xstate = (void *)g->xsave_area;
+	struct xstate *xstate;
 
 	if (!g->has_saved)
-		return;
+		xsave(g);
+	xstate = (void *)g->xsave_areas[g->area];
+	g->has_restored = true;
 	if (soak_once_in(&g->random, 4)) {
 		xstate->header.xstate_bv = 0;
 		memset(&g->saved, 0, sizeof(g->saved));
 	}
-	XSAVE_INSN(g, "xrstor64");
+	/* XRSTORS takes the compacted format only. */
+	if (g->has_xsave_form[XSAVES] && g->saved_is_compacted && !soak_once_in(&g->random, 4)) {
+		XSAVE_INSN(g, "xrstors64");
+		g->nr_xrstors++;
+	} else {
+		XSAVE_INSN(g, "xrstor64");
+	}
 	g->model = g->saved;
 }
 
@@ -417,10 +480,59 @@ static void prepare_l2(struct guest *g)
 		prepare_vmcs(g->nested_data, l2_code, rsp);
 		vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) |
 						   CPU_BASED_USE_MSR_BITMAPS);
+		if (g->has_xsave_form[XSAVES]) {
+			vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) |
+							   CPU_BASED_ACTIVATE_SECONDARY_CONTROLS);
+			vmwrite(SECONDARY_VM_EXEC_CONTROL, vmreadz(SECONDARY_VM_EXEC_CONTROL) |
+							   SECONDARY_EXEC_ENABLE_XSAVES);
+			vmwrite(XSS_EXIT_BITMAP, 0);
+		}
 	} else {
 		generic_svm_setup(g->nested_data, l2_code, rsp);
 	}
 	l2_is_ready = true;
+}
+
+/* Where svm_util.c has those of L2's registers that the VMCB has, too. */
+extern struct gpr64_regs guest_regs;
+extern u64 rflags;
+
+/*
+ * Enter L2 with state that is invalid: KVM finds out, or lets the CPU do so.  What
+ * it leaves in the VMCB is the CPU's business, rely on R16-R31 only.
+ */
+static void fail_to_run_l2(struct guest *g)
+{
+	static struct vmcb vmcb;
+	struct svm_test_data *svm = g->nested_data;
+	bool found_by_kvm = soak_once_in(&g->random, 2);
+	u64 field, val, rax = guest_regs.rax, flags = rflags;
+
+	g->what = found_by_kvm ? "entry to L2 that KVM refuses" : "entry to L2 that fails";
+	if (host_cpu_is_intel) {
+		/* Not aligned, or with bit 1 clear. */
+		field = found_by_kvm ? VMCS_LINK_POINTER : GUEST_RFLAGS;
+		val = vmreadz(field);
+		vmwrite(field, found_by_kvm);
+		GUEST_ASSERT(!(l2_launched ? vmresume() : vmlaunch()));
+		GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON),
+				EXIT_REASON_INVALID_STATE | VMX_EXIT_REASONS_FAILED_VMENTRY);
+		vmwrite(field, val);
+	} else {
+		vmcb = *svm->vmcb;
+		if (found_by_kvm)
+			svm->vmcb->control.asid = 0;
+		else
+			svm->vmcb->save.cs.attrib |= SVM_SELECTOR_DB_MASK;
+		run_guest(svm->vmcb, svm->vmcb_gpa);
+		asm volatile("stgi");
+		GUEST_ASSERT_EQ(svm->vmcb->control.exit_code, SVM_EXIT_ERR);
+		*svm->vmcb = vmcb;
+		guest_regs.rax = rax;
+		rflags = flags;
+	}
+	g->nr_failed_l2_entries++;
+	check(g);
 }
 
 static void run_l2(struct guest *g)
@@ -429,6 +541,9 @@ static void run_l2(struct guest *g)
 
 	if (!l2_is_ready)
 		prepare_l2(g);
+	if (soak_once_in(&g->random, 3))
+		fail_to_run_l2(g);
+	g->what = "L2";
 	g->nr_l2_runs++;
 
 	if (host_cpu_is_intel) {
@@ -452,6 +567,7 @@ static void guest_code(u64 id)
 	init_apic(g);
 	if (g->has_apx)
 		load_egprs(&g->model);
+	GUEST_SYNC(SYNC_ANY);
 
 	for (g->step = 0; g->step < g->steps; g->step++) {
 		if (soak_left_out[g->step])
@@ -502,6 +618,9 @@ struct host {
 	struct kvm_vcpu *vcpu;
 	struct guest *g;
 	u64 random;
+	/* For what depends on where signals land. */
+	u64 chance;
+	u64 nr_syncs;
 	int id;
 	bool done;
 	/* Outside of any ucall's handling, i.e. at a sync. */
@@ -511,11 +630,29 @@ struct host {
 static struct host hosts[MAX_VCPUS];
 static int nr_vcpus;
 static bool migrates;
-static u64 total_steps, total_exits, total_syncs, total_migrations, total_in_l2;
-static u64 total_smis, total_inits, total_signals, total_irqs, total_l2_runs;
+static bool is_kicked;
+static timer_t kick_timer;
+static u64 total_steps, total_exits, total_syncs, total_migrations, total_in_l2, total_at_random;
+static u64 total_smis, total_inits, total_user_inits, total_irqs, total_l2_runs;
+static u64 total_failed_entries, total_failed_l2_entries;
+static u64 total_signals, total_interrupted;
+static u64 total_xsaves[NR_XSAVE_FORMS], total_xrstors;
+static bool can_xsave[NR_XSAVE_FORMS];
+
+/* Threads do it, too. */
+#define count(nr)	__atomic_fetch_add(&(nr), 1, __ATOMIC_RELAXED)
+
+static void move_to_any_cpu(struct host *h)
+{
+	int nr_cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (nr_cpus > 1)
+		pin_self_to_cpu(soak_random(&h->chance) % nr_cpus);
+}
 
 static void migrate(struct host *h)
 {
+	static u8 before[SOAK_XSAVE_SIZE] __aligned(64), after[SOAK_XSAVE_SIZE] __aligned(64);
 	struct kvm_x86_state *state;
 	struct kvm_lapic_state lapic;
 	u64 deadline;
@@ -523,16 +660,22 @@ static void migrate(struct host *h)
 
 	total_exits += vcpu_get_stat(h->vcpu, exits);
 	state = vcpu_save_state(h->vcpu);
+	soak_get_xsave(h->vcpu, before);
 	vcpu_ioctl(h->vcpu, KVM_GET_LAPIC, &lapic);
 	deadline = vcpu_get_msr(h->vcpu, MSR_IA32_TSC_DEADLINE);
 
 	kvm_vm_release(h->vm);
+	move_to_any_cpu(h);
 	vcpu = vm_recreate_with_one_vcpu(h->vm);
 	if (!h->g->has_apx)
 		vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
 	vcpu_load_state(vcpu, state);
 	vcpu_ioctl(vcpu, KVM_SET_LAPIC, &lapic);
 	vcpu_set_msr(vcpu, MSR_IA32_TSC_DEADLINE, deadline);
+
+	soak_get_xsave(vcpu, after);
+	TEST_ASSERT(soak_is_same(before, after, sizeof(before)),
+		    "KVM_GET_XSAVE2 differs after migration, step %lu, %s", h->g->step, h->g->what);
 
 	if (state->nested.flags & KVM_STATE_NESTED_GUEST_MODE)
 		total_in_l2++;
@@ -550,6 +693,51 @@ static void check_host(struct host *h, const char *where)
 	TEST_ASSERT(!!(xcrs.xcrs[0].value & XFEATURE_MASK_APX) == h->g->apx_is_on,
 		    "vCPU %d, %s: XCR0 = 0x%llx, XCR0.APX has to be %d",
 		    h->id, where, xcrs.xcrs[0].value, h->g->apx_is_on);
+}
+
+/* The guest may be amid a change, but values are its own, or small. */
+static void check_tags(struct host *h)
+{
+	u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
+	u64 val, tag;
+	int i;
+
+	soak_get_xsave(h->vcpu, xsave);
+	for (i = 0; i < NR_EGPRS; i++) {
+		val = xsave_egprs(xsave)[i];
+		tag = val >> 48;
+		TEST_ASSERT(h->g->has_apx ? !tag || tag == (TAG_GUEST | h->id) : !val,
+			    "vCPU %d, step %lu, %s: R%d = 0x%lx when interrupted",
+			    h->id, h->g->step, h->g->what, i + 16, val);
+	}
+}
+
+/* KVM_RUN, often with a signal that comes in it, or just before or after. */
+static int run(struct host *h)
+{
+	struct itimerspec when = {};
+	bool kick = is_kicked && soak_once_in(&h->chance, 2);
+	int r, err;
+
+	if (kick) {
+		when.it_value.tv_nsec = soak_random(&h->chance) % 1000;
+		when.it_value.tv_nsec <<= soak_random(&h->chance) % 6;
+		when.it_value.tv_nsec += 1000;
+		TEST_ASSERT(!timer_settime(kick_timer, 0, &when, NULL), "timer_settime() failed");
+	}
+	r = soak_run(h->vcpu, &h->chance);
+	err = errno;
+	/* KVM_CREATE_VM, too, may fail for the sake of a signal. */
+	if (kick) {
+		when = (struct itimerspec) {};
+		TEST_ASSERT(!timer_settime(kick_timer, 0, &when, NULL), "timer_settime() failed");
+	}
+	if (r) {
+		TEST_ASSERT(err == EINTR, "KVM_RUN failed, errno %d", err);
+		count(total_interrupted);
+		check_tags(h);
+	}
+	return r;
 }
 
 static void set_xsave(struct host *h)
@@ -590,21 +778,93 @@ static void exit_immediately(struct host *h)
 
 	h->vcpu->run->immediate_exit = 1;
 	for (i = 0; i < 3; i++) {
-		r = soak_run(h->vcpu, &h->random);
+		r = soak_run(h->vcpu, &h->chance);
 		TEST_ASSERT(r && errno == EINTR, "Wanted EINTR, got %d (%d)", r, errno);
 	}
 	h->vcpu->run->immediate_exit = 0;
 	check_host(h, "after KVM_RUN with immediate_exit");
 }
 
-static void at_sync(struct host *h)
+/*
+ * A code segment can't be 64-bit and 32-bit, neither for VMX nor for SVM.  An
+ * interrupt that was about to be injected would be lost.
+ */
+static void fail_to_run(struct host *h)
+{
+	struct kvm_vcpu_events events;
+	struct kvm_sregs good, bad;
+	struct kvm_regs regs, disabled;
+
+	vcpu_events_get(h->vcpu, &events);
+	if (events.smi.pending || events.interrupt.injected)
+		return;
+	vcpu_sregs_get(h->vcpu, &good);
+	vcpu_regs_get(h->vcpu, &regs);
+	bad = good;
+	bad.cs.db = 1;
+	disabled = regs;
+	disabled.rflags &= ~X86_EFLAGS_IF;
+
+	vcpu_sregs_set(h->vcpu, &bad);
+	vcpu_regs_set(h->vcpu, &disabled);
+	while (run(h))
+		;
+	TEST_ASSERT_KVM_EXIT_REASON(h->vcpu, KVM_EXIT_FAIL_ENTRY);
+	check_host(h, "after an entry that failed");
+
+	vcpu_sregs_set(h->vcpu, &good);
+	vcpu_regs_set(h->vcpu, &regs);
+	check_host(h, "after an entry that failed, and back");
+	count(total_failed_entries);
+}
+
+/* KVM_GET_MP_STATE takes the INIT, i.e. the vCPU never runs the reset vector. */
+static void inject_init(struct host *h)
+{
+	struct kvm_mp_state mp_state;
+	struct kvm_vcpu_events events;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs, after;
+	struct kvm_fpu fpu;
+
+	/* It would wait for the end of VMX operation, and the vCPU for its timer. */
+	vcpu_sregs_get(h->vcpu, &sregs);
+	if (h->g->timer_is_set || sregs.cr4 & X86_CR4_VMXE || sregs.efer & EFER_SVME)
+		return;
+	vcpu_regs_get(h->vcpu, &regs);
+	vcpu_fpu_get(h->vcpu, &fpu);
+
+	vcpu_events_get(h->vcpu, &events);
+	events.flags |= KVM_VCPUEVENT_VALID_SMM;
+	events.smi.latched_init = 1;
+	vcpu_events_set(h->vcpu, &events);
+	vcpu_mp_state_get(h->vcpu, &mp_state);
+	vcpu_regs_get(h->vcpu, &after);
+	TEST_ASSERT(after.rip == 0xfff0, "vCPU %d: RIP = 0x%llx after INIT", h->id, after.rip);
+	check_host(h, "after INIT by userspace");
+
+	mp_state.mp_state = KVM_MP_STATE_RUNNABLE;
+	vcpu_mp_state_set(h->vcpu, &mp_state);
+	vcpu_sregs_set(h->vcpu, &sregs);
+	vcpu_regs_set(h->vcpu, &regs);
+	vcpu_fpu_set(h->vcpu, &fpu);
+	h->g->lost_apic = true;
+	check_host(h, "after INIT by userspace, and back");
+	count(total_user_inits);
+}
+
+static void at_sync(struct host *h, bool is_l2)
 {
 	struct kvm_regs regs;
 
-	total_syncs++;
+	count(total_syncs);
 	check_host(h, h->g->what);
 
-	if (migrates && soak_once_in(&h->random, 2)) {
+	/* vCPU 0 may be in VMX operation ever after. */
+	if (!h->nr_syncs++)
+		inject_init(h);
+
+	if (migrates && soak_once_in(&h->random, 4)) {
 		migrate(h);
 		check_host(h, "after migration");
 	}
@@ -629,6 +889,14 @@ static void at_sync(struct host *h)
 		vcpu_regs_get(h->vcpu, &regs);
 		vcpu_regs_set(h->vcpu, &regs);
 		check_host(h, "after KVM_SET_REGS");
+		break;
+	case 6:
+		if (!is_l2)
+			fail_to_run(h);
+		break;
+	case 7:
+		if (!is_l2)
+			inject_init(h);
 		break;
 	}
 }
@@ -658,7 +926,8 @@ static void after_init(void)
 	struct kvm_mp_state mp_state;
 	struct host *h = &hosts[1];
 
-	TEST_ASSERT(!soak_run(h->vcpu, &h->random), "KVM_RUN failed, errno %d", errno);
+	while (run(h))
+		;
 	TEST_ASSERT_KVM_EXIT_REASON(h->vcpu, KVM_EXIT_IO);
 	TEST_ASSERT_EQ(h->vcpu->run->io.port, PIO_PORT);
 	vcpu_run_complete_io(h->vcpu);
@@ -699,9 +968,11 @@ static void run_once(struct host *h)
 	struct ucall uc;
 
 	h->is_at_sync = false;
-	if (soak_run(h->vcpu, &h->random)) {
-		TEST_ASSERT(errno == EINTR, "KVM_RUN failed, errno %d", errno);
-		return;
+	while (run(h)) {
+		if (migrates && soak_once_in(&h->chance, 2)) {
+			migrate(h);
+			total_at_random++;
+		}
 	}
 
 	if (h->vcpu->run->exit_reason == KVM_EXIT_MMIO) {
@@ -711,7 +982,7 @@ static void run_once(struct host *h)
 	TEST_ASSERT_KVM_EXIT_REASON(h->vcpu, KVM_EXIT_IO);
 	if (h->vcpu->run->io.port == SMI_PORT) {
 		vcpu_run_complete_io(h->vcpu);
-		total_smis++;
+		count(total_smis);
 		check_host(h, "in SMM");
 		if (migrates && soak_once_in(&h->random, 2)) {
 			migrate(h);
@@ -729,7 +1000,7 @@ static void run_once(struct host *h)
 		else if (uc.args[1] == SYNC_AFTER_INIT)
 			after_init();
 		else
-			at_sync(h);
+			at_sync(h, uc.args[1] == SYNC_L2);
 		h->is_at_sync = true;
 		break;
 	case UCALL_DONE:
@@ -746,6 +1017,17 @@ static void run_once(struct host *h)
 }
 
 static u64 steps;
+
+/* CPUID.0DH.1 has a bit for each but XSAVE. */
+static void look_at_cpuid(struct kvm_vcpu *vcpu, bool *has_form)
+{
+	u32 eax = get_cpuid_entry(vcpu->cpuid, 0xd, 1)->eax;
+
+	has_form[XSAVE] = true;
+	has_form[XSAVEOPT] = eax & BIT(0);
+	has_form[XSAVEC] = eax & BIT(1);
+	has_form[XSAVES] = eax & BIT(3);
+}
 
 static struct kvm_vm *create_vm(u64 random, bool mixed)
 {
@@ -779,13 +1061,14 @@ static struct kvm_vm *create_vm(u64 random, bool mixed)
 		hosts[i].g = g;
 		hosts[i].id = i;
 		hosts[i].random = soak_random(&random);
+		hosts[i].chance = ~hosts[i].random;
 
 		g->round_state = soak_random(&random);
 		g->steps = steps;
 		g->id = i;
 		g->what = "begin";
 		g->has_apx = !mixed || (soak_round + i) % 3;
-		g->has_xsavec = get_cpuid_entry(vcpus[i]->cpuid, 0xd, 1)->eax & BIT(1);
+		look_at_cpuid(vcpus[i], g->has_xsave_form);
 		g->apx_offset = kvm_cpu_property(X86_PROPERTY_XSTATE_APX_OFFSET);
 		g->nested_data = i ? NULL : (void *)nested;
 		g->gets_smis = !i;
@@ -795,44 +1078,31 @@ static struct kvm_vm *create_vm(u64 random, bool mixed)
 		else
 			vcpu_clear_cpuid_feature(vcpus[i], X86_FEATURE_APX);
 	}
+	memcpy(can_xsave, hosts[0].g->has_xsave_form, sizeof(can_xsave));
 	return vm;
 }
 
 static void free_vm(struct kvm_vm *vm)
 {
-	int i;
+	int i, form;
 
 	total_steps += steps * nr_vcpus;
 	for (i = 0; i < nr_vcpus; i++) {
 		total_exits += vcpu_get_stat(hosts[i].vcpu, exits);
 		total_irqs += hosts[i].g->nr_irqs;
 		total_l2_runs += hosts[i].g->nr_l2_runs;
+		total_failed_l2_entries += hosts[i].g->nr_failed_l2_entries;
+		for (form = 0; form < NR_XSAVE_FORMS; form++)
+			total_xsaves[form] += hosts[i].g->nr_xsaves[form];
+		total_xrstors += hosts[i].g->nr_xrstors;
 	}
 	kvm_vm_free(vm);
 }
 
-static void run_round(void)
-{
-	bool sends_init = nr_vcpus > 1 && !migrates;
-	u64 random = soak_round_state();
-	struct kvm_vm *vm = create_vm(random, migrates);
-	struct host *h;
+/* Threads of the host that have nothing to do with KVM. */
 
-	hosts[0].g->sends_init = sends_init;
-	do {
-		h = &hosts[soak_random(&random) % nr_vcpus];
-		if (h->done || init_is_underway)
-			h = &hosts[0];
-		if (h->done)
-			h = &hosts[nr_vcpus - 1];
-		run_once(h);
-	} while (!hosts[0].done || !hosts[nr_vcpus - 1].done);
-	free_vm(vm);
-}
-
-/* Threads. */
-
-static bool threads_may_stop;
+static pthread_t secrets[MAX_SECRET_THREADS];
+static bool secrets_may_end;
 static u64 nr_secret_checks;
 
 static void *secret_thread(void *arg)
@@ -841,7 +1111,7 @@ static void *secret_thread(void *arg)
 	struct egprs mine, actual;
 	u64 i;
 
-	while (!READ_ONCE(threads_may_stop)) {
+	while (!READ_ONCE(secrets_may_end)) {
 		soak_fill(&mine, &random, TAG_THREAD);
 		load_egprs(&mine);
 		for (i = soak_random(&random) % 2000; i; i--)
@@ -853,9 +1123,66 @@ static void *secret_thread(void *arg)
 			TEST_ASSERT(actual.r[i] == mine.r[i],
 				    "A thread had 0x%lx in its R%lu, and now has 0x%lx",
 				    mine.r[i], i + 16, actual.r[i]);
-		__atomic_fetch_add(&nr_secret_checks, 1, __ATOMIC_RELAXED);
+		count(nr_secret_checks);
 	}
 	return NULL;
+}
+
+static void count_signal(int sig)
+{
+	count(total_signals);
+}
+
+/* Signals are for the vCPUs' threads only. */
+static void begin_secrets(int nr, u64 random)
+{
+	struct sigaction action = { .sa_handler = count_signal, .sa_flags = SA_RESTART };
+	sigset_t set;
+	int i;
+
+	sigaction(SIGUSR1, &action, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	secrets_may_end = false;
+	for (i = 0; i < nr; i++)
+		TEST_ASSERT(!pthread_create(&secrets[i], NULL, secret_thread,
+					    (void *)soak_random(&random)), "pthread_create() failed");
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+static void end_secrets(int nr)
+{
+	int i;
+
+	WRITE_ONCE(secrets_may_end, true);
+	for (i = 0; i < nr; i++)
+		pthread_join(secrets[i], NULL);
+}
+
+static void run_round(void)
+{
+	bool sends_init = nr_vcpus > 1 && !migrates;
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
+	u64 random = soak_round_state();
+	struct kvm_vm *vm = create_vm(random, migrates);
+	struct host *h;
+
+	hosts[0].g->sends_init = sends_init;
+	begin_secrets(1, random);
+	TEST_ASSERT(!timer_create(CLOCK_MONOTONIC, &event, &kick_timer), "timer_create() failed");
+	is_kicked = true;
+	do {
+		h = &hosts[soak_random(&random) % nr_vcpus];
+		if (h->done || init_is_underway)
+			h = &hosts[0];
+		if (h->done)
+			h = &hosts[nr_vcpus - 1];
+		run_once(h);
+	} while (!hosts[0].done || !hosts[nr_vcpus - 1].done);
+	timer_delete(kick_timer);
+	end_secrets(1);
+	free_vm(vm);
 }
 
 static void *vcpu_thread(void *arg)
@@ -867,25 +1194,15 @@ static void *vcpu_thread(void *arg)
 	return NULL;
 }
 
-static void count_signal(int sig)
-{
-	__atomic_fetch_add(&total_signals, 1, __ATOMIC_RELAXED);
-}
-
 static void run_threads(void)
 {
 	u64 random = soak_round_state();
-	pthread_t threads[MAX_VCPUS], secrets[NR_SECRET_THREADS];
-	struct sigaction action = { .sa_handler = count_signal };
+	pthread_t threads[MAX_VCPUS];
 	struct kvm_vm *vm = create_vm(random, true);
 	int nr_cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	int i, nr_done;
 
-	sigaction(SIGUSR1, &action, NULL);
-	threads_may_stop = false;
-	for (i = 0; i < NR_SECRET_THREADS; i++)
-		TEST_ASSERT(!pthread_create(&secrets[i], NULL, secret_thread,
-					    (void *)soak_random(&random)), "pthread_create() failed");
+	begin_secrets(MAX_SECRET_THREADS, random);
 	for (i = 0; i < nr_vcpus; i++)
 		TEST_ASSERT(!pthread_create(&threads[i], NULL, vcpu_thread, &hosts[i]),
 			    "pthread_create() failed");
@@ -900,17 +1217,17 @@ static void run_threads(void)
 			nr_done += READ_ONCE(hosts[i].done);
 	} while (nr_done < nr_vcpus);
 
-	WRITE_ONCE(threads_may_stop, true);
 	for (i = 0; i < nr_vcpus; i++)
 		pthread_join(threads[i], NULL);
-	for (i = 0; i < NR_SECRET_THREADS; i++)
-		pthread_join(secrets[i], NULL);
+	end_secrets(MAX_SECRET_THREADS);
 	free_vm(vm);
 }
 
 int main(void)
 {
 	const char *part = getenv("SOAK_PART") ? : "guest";
+	void (*run_it)(void);
+	struct rusage usage;
 
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 
@@ -919,26 +1236,35 @@ int main(void)
 	TEST_ASSERT(steps <= SOAK_MAX_STEPS, "At most %u steps", SOAK_MAX_STEPS);
 	migrates = !strcmp(part, "migrate");
 	nr_vcpus = migrates ? 1 : strcmp(part, "load") ? 2 : MAX_VCPUS;
+	run_it = nr_vcpus == MAX_VCPUS ? run_threads : run_round;
 	if (soak_env("SOAK_MINIMISE", 0)) {
-		soak_minimise(run_round, steps);
+		soak_minimise(run_it, steps);
 		return 0;
 	}
 	for_each_round() {
-		if (nr_vcpus == MAX_VCPUS)
-			run_threads();
-		else
-			run_round();
+		run_it();
 		printf("round %lu: %lu steps, %lu exits\n", soak_round, total_steps, total_exits);
 	}
 	soak_end();
-	/* What a part doesn't have isn't counted; what is, has to happen. */
+	getrusage(RUSAGE_SELF, &usage);
+	/* What a part or CPU doesn't have isn't counted; what is, has to happen. */
 	printf("total rounds=%lu steps=%lu exits=%lu irqs=%lu smis=%lu l2_runs=%lu compared=%lu",
 	       soak_rounds, total_steps, total_exits, total_irqs, total_smis, total_l2_runs, total_syncs);
+	printf(" failed_entries=%lu l2_failed_entries=%lu user_inits=%lu signals=%lu interrupted=%lu",
+	       total_failed_entries, total_failed_l2_entries, total_user_inits, total_signals,
+	       total_interrupted);
+	printf(" threads=%lu preempted=%lu xsave=%lu", nr_secret_checks, usage.ru_nivcsw,
+	       total_xsaves[XSAVE]);
+	if (can_xsave[XSAVEOPT])
+		printf(" xsaveopt=%lu", total_xsaves[XSAVEOPT]);
+	if (can_xsave[XSAVEC])
+		printf(" xsavec=%lu", total_xsaves[XSAVEC]);
+	if (can_xsave[XSAVES])
+		printf(" xsaves=%lu xrstors=%lu", total_xsaves[XSAVES], total_xrstors);
 	if (migrates)
-		printf(" migrations=%lu in_l2=%lu", total_migrations, total_in_l2);
-	else if (nr_vcpus == MAX_VCPUS)
-		printf(" signals=%lu threads=%lu", total_signals, nr_secret_checks);
-	else
+		printf(" migrations=%lu in_l2=%lu at_random=%lu", total_migrations, total_in_l2,
+		       total_at_random);
+	else if (nr_vcpus < MAX_VCPUS)
 		printf(" inits=%lu", total_inits);
 	printf("\n");
 	return 0;
