@@ -9,7 +9,9 @@
  * - a vCPU without APX never shows R16-R31, nor has it XCR0.APX.
  *
  * KVM_SET_NESTED_STATE is special.  It leaves L2 before it knows whether it is
- * going to succeed, APX or not, i.e. only R16-R31 and XCR0 must not change.
+ * going to succeed, APX or not, i.e. of a vCPU in L2 only R16-R31, XCR0 and CPUID
+ * must not change.  Of another one nothing must, but what VMX has of nested state:
+ * KVM leaves and enters VMX operation before it looks at the VMCS.
  */
 #include <errno.h>
 
@@ -24,7 +26,16 @@ enum kind {
 	WITHOUT_APX,
 	IN_L2,
 	NEVER_RUN,
+	AFTER_L2,	/* in VMX operation, with a VMCS */
 	NR_KINDS,
+};
+
+enum call {
+	SET_XSAVE,
+	SET_XCRS,
+	SET_CPUID,
+	SET_NESTED,
+	NR_CALLS,
 };
 
 /* What the guest sees. */
@@ -47,23 +58,36 @@ static void guest_look(void)
 	}
 }
 
-static void guest_code(bool nested)
+static void l2_that_returns(void)
 {
+	if (host_cpu_is_intel)
+		vmcall();
+	else
+		vmmcall();
+}
+
+static void guest_code(u64 kind)
+{
+	void *code = kind == IN_L2 ? guest_look : l2_that_returns;
 	struct svm_test_data *svm = nested_data;
 	void *rsp = &l2_stack[L2_STACK_SIZE - 1];
 
-	if (!nested) {
+	if (kind != IN_L2 && kind != AFTER_L2) {
 		guest_look();
 	} else if (host_cpu_is_intel) {
 		GUEST_ASSERT(prepare_for_vmx_operation(nested_data));
 		GUEST_ASSERT(load_vmcs(nested_data));
-		prepare_vmcs(nested_data, guest_look, rsp);
+		prepare_vmcs(nested_data, code, rsp);
 		GUEST_ASSERT(!vmlaunch());
+		GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
 	} else {
-		generic_svm_setup(nested_data, guest_look, rsp);
+		generic_svm_setup(nested_data, code, rsp);
 		run_guest(svm->vmcb, svm->vmcb_gpa);
+		asm volatile("stgi");
+		GUEST_ASSERT_EQ(svm->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
 	}
-	GUEST_FAIL("L2 must not exit to L1");
+	GUEST_ASSERT(kind == AFTER_L2);
+	guest_look();
 }
 
 /* All that userspace can get. */
@@ -93,7 +117,8 @@ static struct egprs egprs;	/* that KVM has, whatever the vCPU has */
 static bool has_apx;
 static u64 xcr0, vcpu_xcr0;	/* the current one, and what the vCPU may set */
 
-static u64 nr_succeeded, nr_failed, nr_ended;
+static u64 nr_succeeded[NR_CALLS], nr_failed[NR_CALLS];
+static u64 nr_ended, nr_repaired, nr_unchanged, nr_runs;
 
 static u64 rnd(u64 n)
 {
@@ -139,9 +164,8 @@ static void compare(const char *what, const char *member, const void *a, const v
 #define COMPARE(what, member)							\
 	compare(what, #member, &before.member, &after.member, sizeof(before.member))
 
-static void nothing_changed(const char *what)
+static void nothing_else_changed(const char *what)
 {
-	take(&after);
 	COMPARE(what, xsave);
 	COMPARE(what, xcrs);
 	COMPARE(what, regs);
@@ -151,6 +175,12 @@ static void nothing_changed(const char *what)
 	COMPARE(what, mp_state);
 	COMPARE(what, cpuid);
 	COMPARE(what, cpuid_entries);
+}
+
+static void nothing_changed(const char *what)
+{
+	take(&after);
+	nothing_else_changed(what);
 	COMPARE(what, nested_);
 }
 
@@ -171,6 +201,7 @@ static void run_guest_once(void)
 	struct ucall uc;
 	int i;
 
+	nr_runs++;
 	TEST_ASSERT(!soak_run(vcpu, &rng), "KVM_RUN failed, errno %d", errno);
 	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
 	if (get_ucall(vcpu, &uc) == UCALL_ABORT)
@@ -186,12 +217,16 @@ static void run_guest_once(void)
 	check("after KVM_RUN");
 }
 
-static void expect(const char *what, int r, bool valid)
+static void count(enum call call, int r)
 {
 	if (r)
-		nr_failed++;
+		nr_failed[call]++;
 	else
-		nr_succeeded++;
+		nr_succeeded[call]++;
+}
+
+static void expect(const char *what, int r, bool valid)
+{
 	TEST_ASSERT(!r == valid, "%s %s, has to %s (errno %d)", what,
 		    r ? "fails" : "succeeds", valid ? "succeed" : "fail", r ? errno : 0);
 }
@@ -274,6 +309,7 @@ static void set_xsave(void)
 		valid &= !(*mxcsr & ~mxcsr_mask());
 
 	r = __vcpu_ioctl(vcpu, KVM_SET_XSAVE, (struct kvm_xsave *)xsave);
+	count(SET_XSAVE, r);
 	expect("KVM_SET_XSAVE", r, valid);
 	if (r) {
 		nothing_changed("KVM_SET_XSAVE");
@@ -360,6 +396,7 @@ static void set_xcrs(void)
 		val = xcr0;
 
 	r = __vcpu_ioctl(vcpu, KVM_SET_XCRS, &xcrs);
+	count(SET_XCRS, r);
 	expect("KVM_SET_XCRS", r, valid);
 	if (r) {
 		nothing_changed("KVM_SET_XCRS");
@@ -459,10 +496,7 @@ static void set_cpuid(void)
 	}
 
 	r = ioctl(vcpu->fd, KVM_SET_CPUID2, &cpuid.head);
-	if (r)
-		nr_failed++;
-	else
-		nr_succeeded++;
+	count(SET_CPUID, r);
 
 	/*
 	 * Once the vCPU has run, CPUID must not change.  Bits that KVM itself
@@ -483,52 +517,116 @@ static void set_cpuid(void)
 	check("after KVM_SET_CPUID2");
 }
 
+union nested_state {
+	struct kvm_nested_state state;
+	u8 bytes[16384];
+};
+
+static bool is_in_l2(struct snapshot *s)
+{
+	return s->nested.flags & KVM_STATE_NESTED_GUEST_MODE;
+}
+
+/* What the vCPU could have been in, if it hasn't. */
+static void invent_nested_state(union nested_state *nested)
+{
+	void *data = addr_gva2hva(vcpu->vm, (gva_t)nested_data);
+	struct svm_test_data *svm = data;
+	struct vmx_pages *vmx = data;
+	struct vmcb *vmcb;
+
+	if (kvm_cpu_has(X86_FEATURE_VMX)) {
+		if (nested->state.hdr.vmx.vmxon_pa == -1ull)
+			nested->state.hdr.vmx.vmxon_pa = vmx->vmxon_gpa;
+		else if (soak_once_in(&rng, 2))
+			nested->state.flags |= KVM_STATE_NESTED_GUEST_MODE;
+	} else if (kind == AFTER_L2 && !is_in_l2(&before)) {
+		/* L2's is as good as L1's: both are 64-bit. */
+		vmcb = addr_gva2hva(vcpu->vm, (gva_t)svm->vmcb);
+		soak_copy(nested->state.data.svm, vmcb, sizeof(*vmcb));
+		nested->state.hdr.svm.vmcb_pa = svm->vmcb_gpa;
+		nested->state.flags |= KVM_STATE_NESTED_GUEST_MODE;
+		nested->state.size = sizeof(nested->state) + KVM_STATE_NESTED_SVM_VMCB_SIZE;
+	}
+}
+
+/* To what it was before, by way of no nested state at all. */
+static void repair(void)
+{
+	union nested_state none = {};
+
+	none.state.size = sizeof(none.state);
+	none.state.format = before.nested.format;
+	if (kvm_cpu_has(X86_FEATURE_VMX)) {
+		none.state.hdr.vmx.vmxon_pa = -1ull;
+		none.state.hdr.vmx.vmcs12_pa = -1ull;
+	} else {
+		none.state.flags = KVM_STATE_NESTED_GIF_SET;
+	}
+	vcpu_nested_state_set(vcpu, &none.state);
+	vcpu_sregs_set(vcpu, &before.sregs);
+	vcpu_events_set(vcpu, &before.events);
+	vcpu_mp_state_set(vcpu, &before.mp_state);
+	vcpu_debugregs_set(vcpu, &before.debugregs);
+	vcpu_regs_set(vcpu, &before.regs);
+	vcpu_nested_state_set(vcpu, &before.nested);
+	nothing_changed("KVM_SET_NESTED_STATE, and what sets it to what it was");
+	nr_repaired++;
+}
+
 /* Returns false if the vCPU is beyond repair, or may be. */
 static bool set_nested_state(void)
 {
-	union {
-		struct kvm_nested_state state;
-		u8 bytes[16384];
-	} *nested = (void *)before.nested_;
-	u8 bytes[16384];
+	static union nested_state nested;
 	int n, r;
 
-	soak_copy(bytes, nested, sizeof(bytes));
-	nested = (void *)bytes;
+	soak_copy(&nested, before.nested_, sizeof(nested));
+	if (soak_once_in(&rng, 2))
+		invent_nested_state(&nested);
 	for (n = rnd(4); n > 0; n--) {
 		switch (rnd(6)) {
 		case 0:
-			nested->state.flags ^= BIT(rnd(16));
+			nested.state.flags ^= BIT(rnd(16));
 			break;
 		case 1:
-			nested->state.format ^= BIT(rnd(16));
+			nested.state.format ^= BIT(rnd(16));
 			break;
 		case 2:
-			nested->state.size = soak_once_in(&rng, 2) ? rnd(sizeof(bytes)) : BIT(rnd(32));
+			nested.state.size = soak_once_in(&rng, 2) ? rnd(sizeof(nested)) : BIT(rnd(32));
 			break;
 		case 3:
-			bytes[rnd(128)] ^= BIT(rnd(8));
+			nested.bytes[rnd(128)] ^= BIT(rnd(8));
 			break;
 		default:
-			bytes[rnd(128 + 4096)] ^= BIT(rnd(8));
+			nested.bytes[rnd(128 + 4096)] ^= BIT(rnd(8));
 			break;
 		}
 	}
-	r = __vcpu_ioctl(vcpu, KVM_SET_NESTED_STATE, &nested->state);
-	if (r)
-		nr_failed++;
-	else
-		nr_succeeded++;
+	r = __vcpu_ioctl(vcpu, KVM_SET_NESTED_STATE, &nested.state);
+	count(SET_NESTED, r);
 	check("after KVM_SET_NESTED_STATE");
 	take(&after);
 	COMPARE("KVM_SET_NESTED_STATE", xsave);
 	COMPARE("KVM_SET_NESTED_STATE", xcrs);
 	COMPARE("KVM_SET_NESTED_STATE", cpuid_entries);
 
-	/* The rest has to be as it was, or the guest can't go on. */
-	return soak_is_same(&before.nested_, &after.nested_, sizeof(before.nested_)) &&
-	       soak_is_same(&before.regs, &after.regs, sizeof(before.regs)) &&
-	       soak_is_same(&before.sregs, &after.sregs, sizeof(before.sregs));
+	/* 1 says that it failed in the end, with some of L2's state loaded. */
+	if (r < 0 && !is_in_l2(&before)) {
+		nothing_else_changed("KVM_SET_NESTED_STATE");
+		if (!kvm_cpu_has(X86_FEATURE_VMX) || nested.state.hdr.vmx.vmxon_pa == -1ull)
+			COMPARE("KVM_SET_NESTED_STATE", nested_);
+		nr_unchanged++;
+	}
+	if (soak_is_same(&before.nested_, &after.nested_, sizeof(before.nested_)) &&
+	    soak_is_same(&before.regs, &after.regs, sizeof(before.regs)) &&
+	    soak_is_same(&before.sregs, &after.sregs, sizeof(before.sregs)))
+		return true;
+
+	/* Leaving an L2 of that kind may take the vCPU anywhere. */
+	if (r > 0 || is_in_l2(&after))
+		return false;
+	repair();
+	return true;
 }
 
 static u64 steps;
@@ -543,7 +641,7 @@ static void run_round(void)
 	rng = soak_round_state();
 	kind = soak_round % NR_KINDS;
 	vm = vm_create_with_one_vcpu(&vcpu, guest_code);
-	vcpu_args_set(vcpu, 1, (u64)(kind == IN_L2));
+	vcpu_args_set(vcpu, 1, (u64)kind);
 	if (kvm_cpu_has(X86_FEATURE_VMX))
 		vcpu_alloc_vmx(vm, &gva);
 	else
@@ -585,7 +683,7 @@ static void run_round(void)
 			set_cpuid();
 			break;
 		case 6:
-			if (soak_once_in(&rng, 4) && !set_nested_state()) {
+			if (!set_nested_state()) {
 				nr_ended++;
 				i = steps;
 			}
@@ -601,6 +699,10 @@ static void run_round(void)
 
 int main(void)
 {
+	static const char * const names[] = { "xsave", "xcrs", "cpuid", "nested" };
+	u64 ok = 0, bad = 0;
+	int call;
+
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_NESTED_STATE));
 
@@ -613,11 +715,21 @@ int main(void)
 	}
 	for_each_round() {
 		run_round();
-		printf("round %lu: %lu succeeded, %lu failed\n", soak_round, nr_succeeded, nr_failed);
+		for (call = 0, ok = 0, bad = 0; call < NR_CALLS; call++) {
+			ok += nr_succeeded[call];
+			bad += nr_failed[call];
+		}
+		printf("round %lu: %lu succeeded, %lu failed\n", soak_round, ok, bad);
 	}
 	soak_end();
-	printf("total rounds=%lu ioctls=%lu failed=%lu", soak_rounds, nr_succeeded + nr_failed, nr_failed);
-	/* The guest can't go on with what KVM_SET_NESTED_STATE may leave behind. */
+	printf("total rounds=%lu ioctls=%lu failed=%lu", soak_rounds, ok + bad, bad);
+	for (call = 0; call < NR_CALLS; call++)
+		printf(" %s=%lu %s_failed=%lu", names[call], nr_succeeded[call],
+		       names[call], nr_failed[call]);
+	printf(" nested_unchanged=%lu runs=%lu", nr_unchanged, nr_runs);
+	/* What KVM_SET_NESTED_STATE leaves behind is up to the CPU and chance. */
+	if (nr_repaired)
+		printf(" repaired=%lu", nr_repaired);
 	if (nr_ended)
 		printf(" ended_early=%lu", nr_ended);
 	printf("\n");
