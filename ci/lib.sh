@@ -21,7 +21,9 @@ O=$(realpath -m -- "${O:-$top/build}")
 JOBS=${JOBS:-$(nproc)}
 [[ "$JOBS" =~ ^[1-9][0-9]*$ ]] || { echo "error: JOBS=$JOBS is not a number" >&2; exit 2; }
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-apx
+# A tree in another folder is none to compile anew, with paths that are relative.
 export CCACHE_DIR="$cache/ccache" CCACHE_BASEDIR="$O" CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=4G
+export CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*'
 logs=$O/log
 
 # The kernel's build folder.  One with other fragments of configs/ than the
