@@ -299,6 +299,33 @@ compile_kvm() {
 	make -C "$1" O="$kernel" CC='ccache gcc' LOCALVERSION= -j"$JOBS" arch/x86/kvm/
 }
 
+# What takes a sample has a limit in minutes and counts in begun what it began.
+minutes='' begun=0
+
+# limited USAGE ARGS...: takes "-t MINUTES", if it is there, off ARGS into minutes;
+# what is behind goes to rest.
+limited() {
+	local usage=$1
+	shift
+	if [ "${1-}" = -t ]; then
+		[[ "${2-}" =~ ^[0-9]+$ ]] || die "$usage: '-t ${2-}' is no number of minutes"
+		minutes=$((10#$2))
+		shift 2
+	fi
+	# shellcheck disable=SC2034 # read by those who call this
+	rest=("$@")
+}
+
+# over: whether nothing more is to begin; something always is.
+over() { [ -n "$minutes" ] && [ "$begun" -gt 0 ] && [ "$SECONDS" -ge $((minutes * 60)) ]; }
+
+# today THING...: a line for each, and with a limit another one first every day.
+today() {
+	local first=0
+	[ -z "$minutes" ] || first=$(($(date +%s) / 86400 % $#))
+	printf '%s\n' "${@:first + 1}" "${@:1:first}" | sed '/^$/d'
+}
+
 # write FILE: stdin to FILE, in one piece or not at all.
 write() {
 	cat >"$1.tmp"
