@@ -181,6 +181,8 @@ static u64 read_reg(const char *what, u8 opcode, int reg, int nr)
 	return val;
 }
 
+#define GRP6		0x00
+#define GRP7		0x01
 #define MOV_FROM_CR	0x20
 #define MOV_FROM_DR	0x21
 #define MOV_TO_CR	0x22
@@ -853,6 +855,35 @@ static void want_inv(int reason, int reg, int base, int index, int scale, int di
 	want.ext |= (u64)reg << 40;
 }
 
+/* Of LLDT and so on, RDRAND and RDSEED; with operands of 32 bits. */
+static void want_one_reg(int reason, int reg, bool has_size)
+{
+	want.reason = reason;
+	want.qual_mask = -1ull;
+	want.ext_mask = GENMASK_ULL(20, 16);
+	want.ext = reg << 16;
+	want.info_mask = GENMASK_ULL(6, 3);
+	want.info = (reg & 15) << 3;
+	if (has_size) {
+		want.ext_mask |= GENMASK_ULL(6, 5);
+		want.ext |= BIT(5);
+		want.info_mask |= GENMASK_ULL(12, 11);
+		want.info |= BIT(11);
+	} else {
+		want.ext_mask |= BIT(4);
+		want.ext |= BIT(4);
+		want.info_mask |= BIT(10);
+		want.info |= BIT(10);
+	}
+}
+
+/* Which of the instructions that share an exit it is; not known to be in @ext. */
+static void want_identity(int identity)
+{
+	want.info_mask |= GENMASK_ULL(29, 28);
+	want.info |= identity << 28;
+}
+
 static void want_msr_imm(int reason, int reg, u32 msr)
 {
 	want.reason = reason;
@@ -997,6 +1028,11 @@ TEST(l1_sees_r16_r31_of_l2_exits)
 /* L2 can't look for it, CPUID and RDMSR would exit. */
 static bool l2_has_invept, l2_has_invvpid, l2_has_invpcid, l2_has_msr_imm;
 
+#define L2_SECONDARY_EXITING	(SECONDARY_EXEC_DESC |			\
+				 SECONDARY_EXEC_RDRAND_EXITING |	\
+				 SECONDARY_EXEC_RDSEED_EXITING)
+static u32 l2_secondary_exiting;
+
 static void l2_inv(int reason, u8 opcode, int nr)
 {
 	int index = next(nr, 5), reg = next(nr, 9), scale = nr & 3;
@@ -1017,6 +1053,40 @@ static void l2_msr_imm(int reason, bool write, int nr)
 	emit_msr_imm(write, nr, MSR_IA32_TSC_ADJUST);
 	want_msr_imm(reason, nr, MSR_IA32_TSC_ADJUST);
 	exec_and_check_same(&egprs, "l2 {rd,wr}msr", nr);
+}
+
+static void l2_descriptor_tables(int nr)
+{
+	int op = nr & 3, index = next(nr, 5), scale = nr & 3;
+	struct egprs egprs;
+
+	/* SGDT, SIDT, LGDT, LIDT. */
+	fill(&egprs, nr);
+	emit_mem(0, GRP7, op, nr, index, scale, -nr);
+	want_mem(EXIT_REASON_GDTR_IDTR, nr, index, scale, -nr);
+	exec_and_check_same(&egprs, "l2 {s,l}{g,i}dt", nr);
+
+	/* SLDT, STR, LLDT, LTR. */
+	fill(&egprs, nr);
+	emit_mem(0, GRP6, op, nr, index, scale, -nr);
+	want_mem(EXIT_REASON_LDTR_TR, nr, index, scale, -nr);
+	exec_and_check_same(&egprs, "l2 {sldt,str,lldt,ltr} with memory", nr);
+
+	fill(&egprs, nr);
+	emit_reg(0, GRP6, op, nr);
+	want_one_reg(EXIT_REASON_LDTR_TR, nr, false);
+	exec_and_check_same(&egprs, "l2 {sldt,str,lldt,ltr}", nr);
+}
+
+/* RDRAND and RDSEED. */
+static void l2_random(int reason, int op, int nr)
+{
+	struct egprs egprs;
+
+	fill(&egprs, nr);
+	emit_reg(0, GRP9, op, nr);
+	want_one_reg(reason, nr, true);
+	exec_and_check_same(&egprs, "l2 rd{rand,seed}", nr);
 }
 
 static void l2_more_exits(void)
@@ -1046,14 +1116,31 @@ static void l2_more_exits(void)
 			l2_msr_imm(EXIT_REASON_MSR_READ_IMM, false, nr);
 			l2_msr_imm(EXIT_REASON_MSR_WRITE_IMM, true, nr);
 		}
+
+		if (l2_secondary_exiting & SECONDARY_EXEC_DESC)
+			l2_descriptor_tables(nr);
+		if (l2_secondary_exiting & SECONDARY_EXEC_RDRAND_EXITING)
+			l2_random(EXIT_REASON_RDRAND, 6, nr);
+		if (l2_secondary_exiting & SECONDARY_EXEC_RDSEED_EXITING)
+			l2_random(EXIT_REASON_RDSEED, 7, nr);
 		GUEST_ASSERT_EQ(want.reason, 0);
 	}
 	vmcall();
 }
 
+/* Those of the secondary controls that L1 has are set, and returned. */
+static u32 l1_exit_on(u32 controls)
+{
+	controls &= rdmsr(MSR_IA32_VMX_PROCBASED_CTLS2) >> 32;
+	vmwrite(SECONDARY_VM_EXEC_CONTROL,
+		vmreadz(SECONDARY_VM_EXEC_CONTROL) | controls);
+	return controls;
+}
+
 static void l1_more_l2_exits(struct vmx_pages *vmx)
 {
 	u64 cap = rdmsr(MSR_IA32_VMX_EPT_VPID_CAP);
+	int nr;
 
 	l2_has_invept = cap & VMX_EPT_VPID_CAP_INVEPT;
 	l2_has_invvpid = cap & VMX_EPT_VPID_CAP_INVVPID;
@@ -1064,14 +1151,18 @@ static void l1_more_l2_exits(struct vmx_pages *vmx)
 	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
 		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_MOV_DR_EXITING |
 		(l2_has_invpcid ? CPU_BASED_INVLPG_EXITING : 0));
-	if (l2_has_invpcid)
-		vmwrite(SECONDARY_VM_EXEC_CONTROL,
-			vmreadz(SECONDARY_VM_EXEC_CONTROL) |
-			SECONDARY_EXEC_ENABLE_INVPCID);
+	l2_secondary_exiting = l1_exit_on(L2_SECONDARY_EXITING);
+	vmwrite(SECONDARY_VM_EXEC_CONTROL,
+		vmreadz(SECONDARY_VM_EXEC_CONTROL) |
+		(l2_has_invpcid ? SECONDARY_EXEC_ENABLE_INVPCID : 0));
 
 	l1_run_l2(true);
-	GUEST_ASSERT_EQ(nr_l2_exits, 16 * (2 + l2_has_invept + l2_has_invvpid +
-					   l2_has_invpcid + 2 * l2_has_msr_imm));
+	nr = 2 + l2_has_invept + l2_has_invvpid + l2_has_invpcid +
+	     2 * l2_has_msr_imm;
+	nr += l2_secondary_exiting & SECONDARY_EXEC_DESC ? 3 : 0;
+	nr += !!(l2_secondary_exiting & SECONDARY_EXEC_RDRAND_EXITING);
+	nr += !!(l2_secondary_exiting & SECONDARY_EXEC_RDSEED_EXITING);
+	GUEST_ASSERT_EQ(nr_l2_exits, 16 * nr);
 	GUEST_DONE();
 }
 
@@ -1185,12 +1276,42 @@ do {									\
 			   "cc", "memory");				\
 } while (0)
 
+#define l2_descriptor_table(insn, reason, identity)			\
+do {									\
+	want_mem(reason, 3, 14, 2, 0x10);				\
+	want_identity(identity);					\
+	L2_INSN(insn " 0x10(%%rbx, %%r14, 4)");				\
+} while (0)
+
 static void l2_no_apx(void)
 {
 	want_reg(EXIT_REASON_VMREAD, 1, 2);
 	L2_INSN("vmread %%rdx, %%rcx");
 	want_mem(EXIT_REASON_VMPTRLD, 3, 14, 2, 0x10);
 	L2_INSN("vmptrld 0x10(%%rbx, %%r14, 4)");
+
+	if (l2_secondary_exiting & SECONDARY_EXEC_DESC) {
+		l2_descriptor_table("sgdt", EXIT_REASON_GDTR_IDTR, 0);
+		l2_descriptor_table("sidt", EXIT_REASON_GDTR_IDTR, 1);
+		l2_descriptor_table("lgdt", EXIT_REASON_GDTR_IDTR, 2);
+		l2_descriptor_table("lidt", EXIT_REASON_GDTR_IDTR, 3);
+		l2_descriptor_table("sldt", EXIT_REASON_LDTR_TR, 0);
+		l2_descriptor_table("str", EXIT_REASON_LDTR_TR, 1);
+		l2_descriptor_table("lldt", EXIT_REASON_LDTR_TR, 2);
+		l2_descriptor_table("ltr", EXIT_REASON_LDTR_TR, 3);
+		want_one_reg(EXIT_REASON_LDTR_TR, 9, false);
+		want_identity(2);
+		L2_INSN("lldt %%r9w");
+	}
+	if (l2_secondary_exiting & SECONDARY_EXEC_RDRAND_EXITING) {
+		want_one_reg(EXIT_REASON_RDRAND, 10, true);
+		L2_INSN("rdrand %%r10d");
+	}
+	if (l2_secondary_exiting & SECONDARY_EXEC_RDSEED_EXITING) {
+		want_one_reg(EXIT_REASON_RDSEED, 11, true);
+		L2_INSN("rdseed %%r11d");
+	}
+	GUEST_ASSERT_EQ(want.reason, 0);
 	vmcall();
 }
 
@@ -1205,8 +1326,12 @@ static void l1_no_apx(struct vmx_pages *vmx)
 			VMXERR_UNSUPPORTED_VMCS_COMPONENT);
 
 	/* As on a CPU without APX: nothing in vmcs12's former padding. */
+	l2_secondary_exiting = l1_exit_on(L2_SECONDARY_EXITING);
 	l1_run_l2(false);
-	GUEST_ASSERT_EQ(nr_l2_exits, 2);
+	GUEST_ASSERT_EQ(nr_l2_exits, 2 +
+			(l2_secondary_exiting & SECONDARY_EXEC_DESC ? 9 : 0) +
+			!!(l2_secondary_exiting & SECONDARY_EXEC_RDRAND_EXITING) +
+			!!(l2_secondary_exiting & SECONDARY_EXEC_RDSEED_EXITING));
 	GUEST_ASSERT(!vmclear(vmx->vmcs_gpa));
 	val = *(u64 *)(vmx->vmcs + 336);
 	GUEST_ASSERT_EQ(val, 0);
