@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Events around a guest that no KVM selftest looks at: CR2 as userspace sets it,
+ * a guest with IF=0 that doesn't let go of the CPU by itself, and interrupts
+ * whose delivery exits, as the guest's stack isn't mapped yet.
+ *
+ * The guest runs in real mode.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "apx_test.h"
+
+#define MEM_SIZE	0xa0000
+#define CODE		0x8000
+#define HANDLER		0x9000
+#define SOFT_HANDLER	0x9800
+#define VECTOR		0x40
+#define SOFT_VECTOR	0x41
+#define PORT		0x80
+#define HANDLER_PORT	0x81
+#define SOFT_PORT	0x82
+
+#define STACKS		0x10000
+#define NR_STACKS	32
+
+#define RFLAGS		2
+#define RFLAGS_IF	(1 << 9)
+
+static const u8 code_cr2[] = {
+	0x0f, 0x20, 0xd0,	/*    mov %cr2, %eax */
+	0xe6, PORT,		/*    out %al, $PORT */
+};
+
+static const u8 code_spin[] = {
+	0xeb, 0xfe,		/* 1: jmp 1b */
+};
+
+/* An exit for OUT that was left behind ends with the next entry, at its RIP. */
+static const u8 code_out[] = {
+	0x90,			/*    nop */
+	0xe6, PORT,		/*    out %al, $PORT */
+};
+
+static const u8 code_int[] = {
+	0xcd, SOFT_VECTOR,	/*    int $SOFT_VECTOR */
+	0xe6, PORT,		/*    out %al, $PORT */
+};
+
+static const u8 code_handler[] = {
+	0xe6, HANDLER_PORT,	/*    out %al, $HANDLER_PORT */
+	0xcf,			/*    iret */
+};
+
+static const u8 code_soft_handler[] = {
+	0xe6, SOFT_PORT,	/*    out %al, $SOFT_PORT */
+	0xcf,			/*    iret */
+};
+
+static int vcpu;
+static struct kvm_run *run;
+static u8 *mem;
+
+static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
+{
+	struct kvm_regs regs = { .rip = CODE, .rflags = rflags, .rsp = 0x1000 };
+	struct kvm_sregs sregs;
+
+	memcpy(mem + CODE, code, size);
+	if (ioctl(vcpu, KVM_GET_SREGS, &sregs))
+		return false;
+	sregs.cs.base = sregs.cs.selector = 0;
+	sregs.ss.selector = ss;
+	sregs.ss.base = (u64)ss << 4;
+	sregs.cr2 = cr2;
+	return !ioctl(vcpu, KVM_SET_SREGS, &sregs) &&
+	       !ioctl(vcpu, KVM_SET_REGS, &regs);
+}
+
+static bool run_to_out(const char *what, int port)
+{
+	if (ioctl(vcpu, KVM_RUN, 0) || run->exit_reason != KVM_EXIT_IO) {
+		ktap_note("%s: exit reason %u, errno %d", what, run->exit_reason, errno);
+		return false;
+	}
+	if (run->io.port != port) {
+		ktap_note("%s: OUT to port %x instead of %x", what, run->io.port, port);
+		return false;
+	}
+	return true;
+}
+
+static bool create(void)
+{
+	struct kvm_userspace_memory_region region = { .memory_size = MEM_SIZE };
+	u16 vectors[4] = { HANDLER, 0, SOFT_HANDLER, 0 };
+	int kvm, vm;
+
+	kvm = open("/dev/kvm", O_RDWR);
+	if (kvm < 0)
+		return false;
+	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	mem = mmap(NULL, MEM_SIZE, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* Every stack is to be one page that nobody touched. */
+	madvise(mem, MEM_SIZE, MADV_NOHUGEPAGE);
+	region.userspace_addr = (unsigned long)mem;
+	vcpu = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -1 :
+	       ioctl(vm, KVM_CREATE_VCPU, 0);
+	if (vcpu < 0)
+		return false;
+	run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0),
+		   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	memcpy(mem + 4 * VECTOR, vectors, sizeof(vectors));
+	memcpy(mem + HANDLER, code_handler, sizeof(code_handler));
+	memcpy(mem + SOFT_HANDLER, code_soft_handler, sizeof(code_soft_handler));
+	return true;
+}
+
+static bool cr2(void)
+{
+	struct kvm_regs regs;
+	u64 val = 0x12345678;
+
+	if (!set(code_cr2, sizeof(code_cr2), RFLAGS, val, 0) ||
+	    !run_to_out("CR2", PORT) || ioctl(vcpu, KVM_GET_REGS, &regs))
+		return false;
+	if (regs.rax != val)
+		ktap_note("CR2 is %llx instead of %llx", regs.rax,
+			  (unsigned long long)val);
+	return regs.rax == val;
+}
+
+static void on_alarm(int sig)
+{
+}
+
+static bool spin(void)
+{
+	struct itimerval timer = { .it_value.tv_usec = 50000 };
+	struct sigaction action = { .sa_handler = on_alarm };
+
+	sigaction(SIGALRM, &action, NULL);
+	if (!set(code_spin, sizeof(code_spin), RFLAGS, 0, 0) ||
+	    setitimer(ITIMER_REAL, &timer, NULL))
+		return false;
+	return ioctl(vcpu, KVM_RUN, 0) == -1 && errno == EINTR;
+}
+
+static bool delivery_exits(void)
+{
+	struct kvm_interrupt irq = { .irq = VECTOR };
+	int i;
+
+	for (i = 0; i < NR_STACKS; i++) {
+		if (!set(code_out, sizeof(code_out), RFLAGS | RFLAGS_IF, 0,
+			 (STACKS + 0x1000 * i) >> 4) ||
+		    ioctl(vcpu, KVM_INTERRUPT, &irq))
+			return false;
+		/* The handler first, then where the interrupt came in between. */
+		if (!run_to_out("interrupt", HANDLER_PORT) ||
+		    !run_to_out("behind the interrupt", PORT))
+			return false;
+	}
+	return true;
+}
+
+static bool soft_delivery_exits(void)
+{
+	int i;
+
+	for (i = NR_STACKS; i < 2 * NR_STACKS; i++) {
+		if (!set(code_int, sizeof(code_int), RFLAGS, 0,
+			 (STACKS + 0x1000 * i) >> 4))
+			return false;
+		if (!run_to_out("INT", SOFT_PORT) ||
+		    !run_to_out("behind INT", PORT))
+			return false;
+	}
+	return true;
+}
+
+int main(void)
+{
+	ktap_plan(4);
+	if (!create()) {
+		ktap_note("no guest, errno %d", errno);
+		return EXIT_FAIL;
+	}
+	ktap_result(cr2(), "the guest has the CR2 that userspace set");
+	ktap_result(delivery_exits(), "an interrupt isn't lost if its delivery exits");
+	ktap_result(soft_delivery_exits(), "an INT isn't lost if its delivery exits");
+	/* Last: where it fails, nothing ends it. */
+	ktap_result(spin(), "a signal stops a guest that spins with IF=0");
+	return ktap_exit();
+}
