@@ -63,6 +63,8 @@ machine-check: ## compare the emulator with two decoders and with this CPU
 	@ci/machine-check
 docs-check: ## what the documentation names exists, its commands work
 	@ci/docs-check
+machine-debugger: ## build the emulator with Bochs's debugger, ask that about R16-R31
+	@ci/machine-debugger
 machine-fuzz: ## run random bytes as code, the emulator built with sanitizers
 	@ci/machine-fuzz
 machine-programs: ## programs compiled with APX print what plain ones do
