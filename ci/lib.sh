@@ -299,8 +299,9 @@ compile_kvm() {
 	make -C "$1" O="$kernel" CC='ccache gcc' LOCALVERSION= -j"$JOBS" arch/x86/kvm/
 }
 
-# What takes a sample has a limit in minutes and counts in begun what it began.
-minutes='' begun=0
+# What takes a sample has a limit in minutes, counts in begun what it began and in
+# left what it did not.
+minutes='' begun=0 left=0
 
 # limited USAGE ARGS...: takes "-t MINUTES", if it is there, off ARGS into minutes;
 # what is behind goes to rest.
@@ -319,9 +320,15 @@ limited() {
 # over: whether nothing more is to begin; something always is.
 over() { [ -n "$minutes" ] && [ "$begun" -gt 0 ] && [ "$SECONDS" -ge $((minutes * 60)) ]; }
 
+# said_over THINGS COMMAND: that some are left, among the results.
+said_over() {
+	[ "$left" = 0 ] || result skip "$left $1, for another day" "$minutes minutes were over; all of them: $2"
+}
+
 # today THING...: a line for each, and with a limit another one first every day.
 today() {
 	local first=0
+	[ $# != 0 ] || return 0
 	[ -z "$minutes" ] || first=$(($(date +%s) / 86400 % $#))
 	printf '%s\n' "${@:first + 1}" "${@:1:first}" | sed '/^$/d'
 }

@@ -143,7 +143,11 @@ static void on_alarm(int sig)
 
 static bool spin(void)
 {
-	struct itimerval timer = { .it_value.tv_usec = 50000 };
+	/* More than once: the first signal may come before KVM_RUN. */
+	struct itimerval timer = {
+		.it_value.tv_usec = 50000,
+		.it_interval.tv_usec = 50000,
+	};
 	struct sigaction action = { .sa_handler = on_alarm };
 
 	sigaction(SIGALRM, &action, NULL);
@@ -153,14 +157,29 @@ static bool spin(void)
 	return ioctl(vcpu, KVM_RUN, 0) == -1 && errno == EINTR;
 }
 
+/* The SS of a stack in a page that the guest has to fault in. */
+static bool untouched(int nr, u16 *ss)
+{
+	u64 gpa = STACKS + 0x1000 * nr;
+	unsigned char present;
+
+	*ss = gpa >> 4;
+	if (mincore(mem + gpa, 0x1000, &present) || (present & 1)) {
+		ktap_note("the page of stack %d is there already", nr);
+		return false;
+	}
+	return true;
+}
+
 static bool delivery_exits(void)
 {
 	struct kvm_interrupt irq = { .irq = VECTOR };
+	u16 ss;
 	int i;
 
 	for (i = 0; i < NR_STACKS; i++) {
-		if (!set(code_out, sizeof(code_out), RFLAGS | RFLAGS_IF, 0,
-			 (STACKS + 0x1000 * i) >> 4) ||
+		if (!untouched(i, &ss) ||
+		    !set(code_out, sizeof(code_out), RFLAGS | RFLAGS_IF, 0, ss) ||
 		    ioctl(vcpu, KVM_INTERRUPT, &irq))
 			return false;
 		/* The handler first, then where the interrupt came in between. */
@@ -173,11 +192,12 @@ static bool delivery_exits(void)
 
 static bool soft_delivery_exits(void)
 {
+	u16 ss;
 	int i;
 
 	for (i = NR_STACKS; i < 2 * NR_STACKS; i++) {
-		if (!set(code_int, sizeof(code_int), RFLAGS, 0,
-			 (STACKS + 0x1000 * i) >> 4))
+		if (!untouched(i, &ss) ||
+		    !set(code_int, sizeof(code_int), RFLAGS, 0, ss))
 			return false;
 		if (!run_to_out("INT", SOFT_PORT) ||
 		    !run_to_out("behind INT", PORT))

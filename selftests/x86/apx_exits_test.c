@@ -865,8 +865,6 @@ static void want_one_reg(int reason, int reg, bool has_size)
 	want.info_mask = GENMASK_ULL(6, 3);
 	want.info = (reg & 15) << 3;
 	if (has_size) {
-		want.ext_mask |= GENMASK_ULL(6, 5);
-		want.ext |= BIT(5);
 		want.info_mask |= GENMASK_ULL(12, 11);
 		want.info |= BIT(11);
 	} else {
@@ -1276,7 +1274,7 @@ do {									\
 			   "cc", "memory");				\
 } while (0)
 
-#define l2_descriptor_table(insn, reason, identity)			\
+#define L2_DESCRIPTOR_TABLE(insn, reason, identity)			\
 do {									\
 	want_mem(reason, 3, 14, 2, 0x10);				\
 	want_identity(identity);					\
@@ -1291,14 +1289,14 @@ static void l2_no_apx(void)
 	L2_INSN("vmptrld 0x10(%%rbx, %%r14, 4)");
 
 	if (l2_secondary_exiting & SECONDARY_EXEC_DESC) {
-		l2_descriptor_table("sgdt", EXIT_REASON_GDTR_IDTR, 0);
-		l2_descriptor_table("sidt", EXIT_REASON_GDTR_IDTR, 1);
-		l2_descriptor_table("lgdt", EXIT_REASON_GDTR_IDTR, 2);
-		l2_descriptor_table("lidt", EXIT_REASON_GDTR_IDTR, 3);
-		l2_descriptor_table("sldt", EXIT_REASON_LDTR_TR, 0);
-		l2_descriptor_table("str", EXIT_REASON_LDTR_TR, 1);
-		l2_descriptor_table("lldt", EXIT_REASON_LDTR_TR, 2);
-		l2_descriptor_table("ltr", EXIT_REASON_LDTR_TR, 3);
+		L2_DESCRIPTOR_TABLE("sgdt", EXIT_REASON_GDTR_IDTR, 0);
+		L2_DESCRIPTOR_TABLE("sidt", EXIT_REASON_GDTR_IDTR, 1);
+		L2_DESCRIPTOR_TABLE("lgdt", EXIT_REASON_GDTR_IDTR, 2);
+		L2_DESCRIPTOR_TABLE("lidt", EXIT_REASON_GDTR_IDTR, 3);
+		L2_DESCRIPTOR_TABLE("sldt", EXIT_REASON_LDTR_TR, 0);
+		L2_DESCRIPTOR_TABLE("str", EXIT_REASON_LDTR_TR, 1);
+		L2_DESCRIPTOR_TABLE("lldt", EXIT_REASON_LDTR_TR, 2);
+		L2_DESCRIPTOR_TABLE("ltr", EXIT_REASON_LDTR_TR, 3);
 		want_one_reg(EXIT_REASON_LDTR_TR, 9, false);
 		want_identity(2);
 		L2_INSN("lldt %%r9w");
