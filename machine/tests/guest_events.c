@@ -6,16 +6,10 @@
  *
  * The guest runs in real mode.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
 #include <signal.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/time.h>
-#include <unistd.h>
 
-#include "apx_test.h"
+#include "small_guest.h"
 
 #define MEM_SIZE	0xa0000
 #define CODE		0x8000
@@ -63,10 +57,6 @@ static const u8 code_soft_handler[] = {
 	0xcf,			/*    iret */
 };
 
-static int vcpu;
-static struct kvm_run *run;
-static u8 *mem;
-
 static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
 {
 	struct kvm_regs regs = { .rip = CODE, .rflags = rflags, .rsp = 0x1000 };
@@ -83,40 +73,12 @@ static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
 	       !ioctl(vcpu, KVM_SET_REGS, &regs);
 }
 
-static bool run_to_out(const char *what, int port)
-{
-	if (ioctl(vcpu, KVM_RUN, 0) || run->exit_reason != KVM_EXIT_IO) {
-		ktap_note("%s: exit reason %u, errno %d", what, run->exit_reason, errno);
-		return false;
-	}
-	if (run->io.port != port) {
-		ktap_note("%s: OUT to port %x instead of %x", what, run->io.port, port);
-		return false;
-	}
-	return true;
-}
-
 static bool create(void)
 {
-	struct kvm_userspace_memory_region region = { .memory_size = MEM_SIZE };
 	u16 vectors[4] = { HANDLER, 0, SOFT_HANDLER, 0 };
-	int kvm, vm;
 
-	kvm = open("/dev/kvm", O_RDWR);
-	if (kvm < 0)
+	if (!create_vcpu(MEM_SIZE))
 		return false;
-	vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	mem = mmap(NULL, MEM_SIZE, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	/* Every stack is to be one page that nobody touched. */
-	madvise(mem, MEM_SIZE, MADV_NOHUGEPAGE);
-	region.userspace_addr = (unsigned long)mem;
-	vcpu = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -1 :
-	       ioctl(vm, KVM_CREATE_VCPU, 0);
-	if (vcpu < 0)
-		return false;
-	run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0),
-		   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	memcpy(mem + 4 * VECTOR, vectors, sizeof(vectors));
 	memcpy(mem + HANDLER, code_handler, sizeof(code_handler));
 	memcpy(mem + SOFT_HANDLER, code_soft_handler, sizeof(code_soft_handler));

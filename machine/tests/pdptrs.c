@@ -5,14 +5,7 @@
  * used and read back, and those that the guest loads, with and without an exit,
  * are what userspace sees, i.e. KVM's copy isn't an old one.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include "apx_test.h"
+#include "small_guest.h"
 
 #define MEM_SIZE	0x400000
 #define PDPT		0x1000
@@ -42,20 +35,6 @@ static const u8 code[] = {
 	0xe6, PORT,		/* 3: out %al, $PORT */
 	0xf4,
 };
-
-static int vcpu;
-static struct kvm_run *run;
-static u8 *mem;
-
-static bool run_to_out(const char *what)
-{
-	if (ioctl(vcpu, KVM_RUN, 0) || run->exit_reason != KVM_EXIT_IO ||
-	    run->io.port != PORT) {
-		ktap_note("%s: exit reason %u, errno %d", what, run->exit_reason, errno);
-		return false;
-	}
-	return true;
-}
 
 /* An entry that no translation uses: the guest runs in its first GiB. */
 static void set_pdpt(int nr, u64 entry)
@@ -98,25 +77,12 @@ static void set_segment(struct kvm_segment *s, u8 type)
 /* Whether there is a VM with 32-bit code about to run, PAE paging enabled. */
 static bool create(u64 *pdptrs)
 {
-	struct kvm_userspace_memory_region region = { .memory_size = MEM_SIZE };
 	struct kvm_regs regs = { .rip = CODE, .rflags = 2 };
 	struct kvm_sregs2 sregs;
 	u64 entry = P_PRESENT | P_RW | P_PS;
-	int kvm, vm;
 
-	kvm = open("/dev/kvm", O_RDWR);
-	if (kvm < 0)
+	if (!create_vcpu(MEM_SIZE))
 		return false;
-	vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	mem = mmap(NULL, MEM_SIZE, PROT_READ | PROT_WRITE,
-		   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	region.userspace_addr = (unsigned long)mem;
-	vcpu = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -1 :
-	       ioctl(vm, KVM_CREATE_VCPU, 0);
-	if (vcpu < 0)
-		return false;
-	run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0),
-		   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 
 	memcpy(mem + CODE, code, sizeof(code));
 	memcpy(mem + PAGE_DIRECTORY, &entry, sizeof(entry));
@@ -162,18 +128,18 @@ int main(void)
 	/* AMD's CPUs have no such registers with nested paging, but read memory. */
 	if (is_amd())
 		pdptrs[3] = 0;
-	ktap_result(run_to_out("first exit") && pdptrs_are("first exit", pdptrs),
+	ktap_result(run_to_out("first exit", PORT) && pdptrs_are("first exit", pdptrs),
 		    "an exit leaves the PDPTRs as the CPU has them");
 
 	pdptrs[3] = 0;
 	pdptrs[2] = 0x4000 | P_PRESENT;
 	set_pdpt(2, pdptrs[2]);
-	ktap_result(run_to_out("MOV to CR3") && pdptrs_are("MOV to CR3", pdptrs),
+	ktap_result(run_to_out("MOV to CR3", PORT) && pdptrs_are("MOV to CR3", pdptrs),
 		    "MOV to CR3 loads PDPTRs from memory");
 
 	pdptrs[1] = 0x5000 | P_PRESENT;
 	set_pdpt(1, pdptrs[1]);
-	ktap_result(run_to_out("MOV to CR0") && pdptrs_are("MOV to CR0", pdptrs),
+	ktap_result(run_to_out("MOV to CR0", PORT) && pdptrs_are("MOV to CR0", pdptrs),
 		    "MOV to CR0 loads PDPTRs from memory");
 	return ktap_exit();
 }

@@ -1127,7 +1127,7 @@ static void l2_more_exits(void)
 }
 
 /* Those of the secondary controls that L1 has are set, and returned. */
-static u32 l1_exit_on(u32 controls)
+static u32 l1_set_secondary(u32 controls)
 {
 	controls &= rdmsr(MSR_IA32_VMX_PROCBASED_CTLS2) >> 32;
 	vmwrite(SECONDARY_VM_EXEC_CONTROL,
@@ -1149,9 +1149,7 @@ static void l1_more_l2_exits(struct vmx_pages *vmx)
 	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
 		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_MOV_DR_EXITING |
 		(l2_has_invpcid ? CPU_BASED_INVLPG_EXITING : 0));
-	l2_secondary_exiting = l1_exit_on(L2_SECONDARY_EXITING);
-	vmwrite(SECONDARY_VM_EXEC_CONTROL,
-		vmreadz(SECONDARY_VM_EXEC_CONTROL) |
+	l2_secondary_exiting = l1_set_secondary(L2_SECONDARY_EXITING |
 		(l2_has_invpcid ? SECONDARY_EXEC_ENABLE_INVPCID : 0));
 
 	l1_run_l2(true);
@@ -1324,7 +1322,7 @@ static void l1_no_apx(struct vmx_pages *vmx)
 			VMXERR_UNSUPPORTED_VMCS_COMPONENT);
 
 	/* As on a CPU without APX: nothing in vmcs12's former padding. */
-	l2_secondary_exiting = l1_exit_on(L2_SECONDARY_EXITING);
+	l2_secondary_exiting = l1_set_secondary(L2_SECONDARY_EXITING);
 	l1_run_l2(false);
 	GUEST_ASSERT_EQ(nr_l2_exits, 2 +
 			(l2_secondary_exiting & SECONDARY_EXEC_DESC ? 9 : 0) +

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A VM with one vCPU, by KVM's ioctls alone, for tests that want less of a guest
+ * than the library of the KVM selftests sets up.
+ */
+#ifndef SMALL_GUEST_H
+#define SMALL_GUEST_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "apx_test.h"
+
+static int vcpu;
+static struct kvm_run *run;
+static u8 *mem;
+
+/* Sets all of the above: @mem_size bytes from address 0, which nobody touched. */
+static bool create_vcpu(u64 mem_size)
+{
+	struct kvm_userspace_memory_region region = { .memory_size = mem_size };
+	int kvm, vm;
+
+	kvm = open("/dev/kvm", O_RDWR);
+	if (kvm < 0)
+		return false;
+	vm = ioctl(kvm, KVM_CREATE_VM, 0);
+	mem = mmap(NULL, mem_size, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	madvise(mem, mem_size, MADV_NOHUGEPAGE);
+	region.userspace_addr = (unsigned long)mem;
+	vcpu = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -1 :
+	       ioctl(vm, KVM_CREATE_VCPU, 0);
+	if (vcpu < 0)
+		return false;
+	run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0),
+		   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+	return true;
+}
+
+/* Whether the guest runs to an OUT to @port. */
+static bool run_to_out(const char *what, int port)
+{
+	if (ioctl(vcpu, KVM_RUN, 0) || run->exit_reason != KVM_EXIT_IO) {
+		ktap_note("%s: exit reason %u, errno %d", what, run->exit_reason, errno);
+		return false;
+	}
+	if (run->io.port != port) {
+		ktap_note("%s: OUT to port %x instead of %x", what, run->io.port, port);
+		return false;
+	}
+	return true;
+}
+
+#endif /* SMALL_GUEST_H */
