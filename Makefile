@@ -65,6 +65,8 @@ docs-check: ## what the documentation names exists, its commands work
 	@ci/docs-check
 machine-debugger: ## build the emulator with Bochs's debugger, ask that about R16-R31
 	@ci/machine-debugger
+machine-mutants: ## show that the tests notice the bugs that the machine's queue mends
+	@ci/machine-mutants
 machine-fuzz: ## run random bytes as code, the emulator built with sanitizers
 	@ci/machine-fuzz
 machine-programs: ## programs compiled with APX print what plain ones do
