@@ -24,8 +24,10 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-apx
 # A tree in another folder is none to compile anew, with paths that are relative.
 export CCACHE_DIR="$cache/ccache" CCACHE_BASEDIR="$O" CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=4G
 export CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*'
-# Take dependencies from the compiler instead of preprocessing beforehand.
-export CCACHE_DEPEND=1
+# Not CCACHE_DEPEND, with which ccache does not see .incbin, i.e. takes a bzImage's
+# payload for one of the same size.  It was there once: what it left is not to be found.
+export CCACHE_NAMESPACE=2
+unset CCACHE_DEPEND
 logs=$O/log
 
 # The kernel's build folder.  One with other fragments of configs/ than the
