@@ -327,11 +327,12 @@ said_over() {
 	[ "$left" = 0 ] || result skip "$left $1, for another day" "$minutes minutes were over; all of them: $2"
 }
 
-# today THING...: a line for each, and with a limit another one first every day.
+# today THING...: a line for each, and with a limit another one first every day (of
+# $day, in days since 1970, if that is set).
 today() {
 	local first=0
 	[ $# != 0 ] || return 0
-	[ -z "$minutes" ] || first=$(($(date +%s) / 86400 % $#))
+	[ -z "$minutes" ] || first=$((${day:-$(date +%s) / 86400} % $#))
 	printf '%s\n' "${@:first + 1}" "${@:1:first}" | sed '/^$/d'
 }
 
