@@ -39,6 +39,7 @@
 
 #define UD		6
 #define BP		3
+#define GP		13
 
 #define MSR_FEATURE_CONTROL	0x3a
 #define MSR_VMX_BASIC		0x480
@@ -622,6 +623,45 @@ static void model_result(bool pass, const char *name)
 	result(pass, name);
 }
 
+/* XRSTORS of component @i alone, which is all 0 but for @at. */
+static int xrstors(int i, u32 at, u64 value)
+{
+	static const u8 code[] = {
+		0x48, 0x0f, 0xc7, 0x1e,		/* xrstors64 (%rsi) */
+		0xcc,
+	};
+	u8 *area = (void *)SCRATCH;
+
+	memset(area, 0, XS_HEADER + 64 + comp[i].size);
+	put64(area, XSTATE_BV, BIT(i));
+	put64(area, XCOMP_BV, COMPACT | BIT(i));
+	put64(area, XS_HEADER + 64 + at, value);
+	memcpy((void *)CODE, code, sizeof(code));
+	memset(regs, 0, 32 * sizeof(*regs));
+	regs[0] = BIT(i);
+	regs[6] = (u64)area;
+	return run_code();
+}
+
+/* Bit 62 is reserved, or not canonical, all over CET's and UINTR's MSRs, but for UIRR. */
+static void check_xrstors_faults(void)
+{
+	u32 at, faults = 0, wanted = 0;
+	int i;
+
+	for (i = CET_U; i <= UINTR; i++) {
+		if (!(supervisor & BIT(i)) || (i != CET_U && i != CET_S && i != UINTR))
+			continue;
+		for (at = 0; at < comp[i].size; at += 8) {
+			if (i == UINTR && at == UINTR_UIRR)
+				continue;
+			faults += xrstors(i, at, 1ull << 62) == GP && xrstors(i, at, 0) == BP;
+			wanted++;
+		}
+	}
+	result(wanted && faults == wanted, "XRSTORS faults where WRMSR would");
+}
+
 static void check_model(void)
 {
 	u32 eax, ebx, ecx, edx;
@@ -647,6 +687,8 @@ static void check_model(void)
 	test_model("XRSTOR, standard format", XRSTOR, false, MODEL_TRIALS);
 	test_model("XRSTOR, compacted format", XRSTOR, true, MODEL_TRIALS);
 	test_model("XRSTORS", XRSTORS, true, MODEL_TRIALS);
+	if (supervisor)
+		check_xrstors_faults();
 }
 
 /* ------------------------------------------------------------------------
@@ -941,7 +983,7 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		(13 + (TRIALS ? 0 : MODEL_RESULTS))
+#define RESULTS		(13 + (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
 
 void bare_main(void)
 {

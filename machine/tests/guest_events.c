@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Events around a guest that no KVM selftest looks at: CR2 as userspace sets it,
- * a guest with IF=0 that doesn't let go of the CPU by itself, and interrupts
- * whose delivery exits, as the guest's stack isn't mapped yet.
+ * a guest with IF=0 that doesn't let go of the CPU by itself, interrupts whose
+ * delivery exits, as the guest's stack isn't mapped yet, and those that wait for
+ * the guest while the host has others.
  *
  * The guest runs in real mode.
  */
@@ -23,6 +24,11 @@
 
 #define STACKS		0x10000
 #define NR_STACKS	32
+#define NR_ROUNDS	8
+
+#define APIC_SPIV	0xf0
+#define APIC_SPIV_ON	0x1ff
+#define MSI_ADDRESS	0xfee00000u	/* of the CPU whose APIC has number 0 */
 
 #define RFLAGS		2
 #define RFLAGS_IF	(1 << 9)
@@ -57,6 +63,15 @@ static const u8 code_soft_handler[] = {
 	0xcf,			/*    iret */
 };
 
+/* Some ticks of the host's clock: they come at least every 10 ms. */
+static const u8 code_masked[] = {
+	0x66, 0xb9, 0, 0, 0x20, 0,	/*    mov $0x200000, %ecx */
+	0x67, 0xe2, 0xfd,		/* 1: addr32 loop 1b */
+	0xe6, PORT,			/*    out %al, $PORT */
+	0xfb, 0x90,			/*    sti; nop */
+	0xe6, PORT,			/*    out %al, $PORT */
+};
+
 static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
 {
 	struct kvm_regs regs = { .rip = CODE, .rflags = rflags, .rsp = 0x1000 };
@@ -73,11 +88,11 @@ static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
 	       !ioctl(vcpu, KVM_SET_REGS, &regs);
 }
 
-static bool create(void)
+static bool create(bool irqchip)
 {
 	u16 vectors[4] = { HANDLER, 0, SOFT_HANDLER, 0 };
 
-	if (!create_vcpu(MEM_SIZE))
+	if (!create_vcpu(MEM_SIZE, irqchip))
 		return false;
 	memcpy(mem + 4 * VECTOR, vectors, sizeof(vectors));
 	memcpy(mem + HANDLER, code_handler, sizeof(code_handler));
@@ -111,12 +126,16 @@ static bool spin(void)
 		.it_interval.tv_usec = 50000,
 	};
 	struct sigaction action = { .sa_handler = on_alarm };
+	bool stopped;
 
 	sigaction(SIGALRM, &action, NULL);
 	if (!set(code_spin, sizeof(code_spin), RFLAGS, 0, 0) ||
 	    setitimer(ITIMER_REAL, &timer, NULL))
 		return false;
-	return ioctl(vcpu, KVM_RUN, 0) == -1 && errno == EINTR;
+	stopped = ioctl(vcpu, KVM_RUN, 0) == -1 && errno == EINTR;
+	timer = (struct itimerval){};
+	setitimer(ITIMER_REAL, &timer, NULL);
+	return stopped;
 }
 
 /* The SS of a stack in a page that the guest has to fault in. */
@@ -168,17 +187,42 @@ static bool soft_delivery_exits(void)
 	return true;
 }
 
+static bool masked_irq_waits(void)
+{
+	struct kvm_msi msi = { .address_lo = MSI_ADDRESS, .data = VECTOR };
+	struct kvm_lapic_state apic;
+	u32 spiv = APIC_SPIV_ON;
+	int i;
+
+	if (!create(true) || ioctl(vcpu, KVM_GET_LAPIC, &apic))
+		return false;
+	memcpy(apic.regs + APIC_SPIV, &spiv, sizeof(spiv));
+	for (i = 0; i < NR_ROUNDS; i++) {
+		/* Nothing is in service any more: the handler has no EOI. */
+		if (ioctl(vcpu, KVM_SET_LAPIC, &apic) ||
+		    !set(code_masked, sizeof(code_masked), RFLAGS, 0, 0) ||
+		    ioctl(vm, KVM_SIGNAL_MSI, &msi) != 1)
+			return false;
+		if (!run_to_out("IF=0", PORT) ||
+		    !run_to_out("IF=1", HANDLER_PORT) ||
+		    !run_to_out("behind the interrupt", PORT))
+			return false;
+	}
+	return true;
+}
+
 int main(void)
 {
-	ktap_plan(4);
-	if (!create()) {
+	ktap_plan(5);
+	if (!create(false)) {
 		ktap_note("no guest, errno %d", errno);
 		return EXIT_FAIL;
 	}
 	ktap_result(cr2(), "the guest has the CR2 that userspace set");
 	ktap_result(delivery_exits(), "an interrupt isn't lost if its delivery exits");
 	ktap_result(soft_delivery_exits(), "an INT isn't lost if its delivery exits");
-	/* Last: where it fails, nothing ends it. */
+	/* Of this VM the last: where it fails, nothing ends it. */
 	ktap_result(spin(), "a signal stops a guest that spins with IF=0");
+	ktap_result(masked_irq_waits(), "an interrupt waits while IF=0, whatever interrupts the host");
 	return ktap_exit();
 }

@@ -81,7 +81,7 @@ static bool create(u64 *pdptrs)
 	struct kvm_sregs2 sregs;
 	u64 entry = P_PRESENT | P_RW | P_PS;
 
-	if (!create_vcpu(MEM_SIZE))
+	if (!create_vcpu(MEM_SIZE, false))
 		return false;
 
 	memcpy(mem + CODE, code, sizeof(code));

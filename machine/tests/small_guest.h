@@ -15,15 +15,18 @@
 
 #include "apx_test.h"
 
-static int vcpu;
+static int vm, vcpu;
 static struct kvm_run *run;
 static u8 *mem;
 
-/* Sets all of the above: @mem_size bytes from address 0, which nobody touched. */
-static bool create_vcpu(u64 mem_size)
+/*
+ * Sets all of the above: @mem_size bytes from address 0, which nobody touched; with
+ * @irqchip KVM has the interrupt controllers.
+ */
+static bool create_vcpu(u64 mem_size, bool irqchip)
 {
 	struct kvm_userspace_memory_region region = { .memory_size = mem_size };
-	int kvm, vm;
+	int kvm;
 
 	kvm = open("/dev/kvm", O_RDWR);
 	if (kvm < 0)
@@ -33,6 +36,8 @@ static bool create_vcpu(u64 mem_size)
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	madvise(mem, mem_size, MADV_NOHUGEPAGE);
 	region.userspace_addr = (unsigned long)mem;
+	if (irqchip && ioctl(vm, KVM_CREATE_IRQCHIP))
+		return false;
 	vcpu = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -1 :
 	       ioctl(vm, KVM_CREATE_VCPU, 0);
 	if (vcpu < 0)

@@ -40,6 +40,7 @@
 /* In the state of UINTR. */
 #define UINTR_MISC	16
 #define UINTR_UINV	20
+#define UINTR_UIRR	32
 
 /* Supervisor components have no place in the standard format: this is the model's. */
 #define SUPERVISOR_AT	0x3800
