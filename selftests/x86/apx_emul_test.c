@@ -1417,7 +1417,7 @@ static void run_insns(struct kvm_vcpu *vcpu)
 		vm_install_exception_handler(vm, vectors[i], guest_exception_handler);
 
 	for (;;) {
-		vcpu_run(vcpu);
+		run_vcpu_once(vcpu);
 		if (vcpu->run->exit_reason == KVM_EXIT_MMIO) {
 			handle_mmio(vcpu->run, addr_gva2hva(vm, (gva_t)mmio));
 			continue;
@@ -1481,6 +1481,84 @@ TEST_F(mmio, clwb_is_not_xsaveopt)
 	vcpu_arch_set_entry_point(self->vcpu, guest_mmio_clwb);
 	run_insns(self->vcpu);
 	TEST_ASSERT_EQ(nr_failed_emulations, 1);
+}
+
+/*
+ * Values that userspace sets while KVM waits for the data of a read from MMIO.
+ * They are the guest's from then on, but for what the instruction writes.
+ */
+static void guest_set_xsave_during_mmio(void)
+{
+	struct egprs expected, actual;
+
+	/* R31 is only read: CMP R31, [RAX]. */
+	guest_load_egprs(0);
+	asm volatile(".byte 0xd5, 0x4c, 0x3b, 0x38" : : "a"(MMIO_GVA) : "cc", "memory");
+	guest_check_egprs(1);
+
+	/* One byte of R31 is written: MOV R31B, [RAX]. */
+	asm volatile(".byte 0xd5, 0x44, 0x8a, 0x38" : : "a"(MMIO_GVA) : "memory");
+	store_egprs(&actual);
+	fill_egprs(&expected, 2);
+	expected.r[15] = (expected.r[15] & ~0xffull) | PIO_DATA;
+	GUEST_ASSERT(!memcmp(&actual, &expected, sizeof(actual)));
+	GUEST_DONE();
+}
+
+KVM_ONE_VCPU_TEST(mmio, set_xsave_before_it_completes, guest_set_xsave_during_mmio)
+{
+	struct egprs egprs;
+	u64 seed;
+
+	virt_map(vcpu->vm, MMIO_GVA, MMIO_GPA, 1);
+
+	for (seed = 1; seed <= 2; seed++) {
+		run_vcpu_once(vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_MMIO);
+		TEST_ASSERT(!vcpu->run->mmio.is_write, "Wanted a read");
+		memset(vcpu->run->mmio.data, PIO_DATA, sizeof(vcpu->run->mmio.data));
+		fill_egprs(&egprs, seed);
+		set_xsave_egprs(vcpu, &egprs);
+	}
+	run_vcpu_to_the_end(vcpu);
+}
+
+/*
+ * KVM replaces the other vendor's hypercall instruction, which is one byte longer
+ * with REX2 than what KVM has for it.
+ */
+extern u8 rex2_vmcall[4], rex2_vmmcall[4];
+
+static void guest_hypercall(void)
+{
+	static const u8 vmcall[] = { 0xd5, 0x80, 0x01, 0xc1 };
+	static const u8 vmmcall[] = { 0xd5, 0x80, 0x01, 0xd9 };
+	u64 error_code, ret;
+	u8 vector;
+
+	asm volatile(KVM_ASM_SAFE("rex2_vmcall: .byte 0xd5, 0x80, 0x01, 0xc1")
+		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "=a"(ret)
+		     : "a"((u64)KVM_HC_VAPIC_POLL_IRQ)
+		     : KVM_ASM_SAFE_CLOBBERS, "memory");
+	GUEST_ASSERT_EQ(vector, host_cpu_is_intel ? 0 : UD_VECTOR);
+	GUEST_ASSERT(!host_cpu_is_intel || !ret);
+	asm volatile(KVM_ASM_SAFE("rex2_vmmcall: .byte 0xd5, 0x80, 0x01, 0xd9")
+		     : KVM_ASM_SAFE_OUTPUTS(vector, error_code), "=a"(ret)
+		     : "a"((u64)KVM_HC_VAPIC_POLL_IRQ)
+		     : KVM_ASM_SAFE_CLOBBERS, "memory");
+	GUEST_ASSERT_EQ(vector, host_cpu_is_intel ? UD_VECTOR : 0);
+	GUEST_ASSERT(host_cpu_is_intel || !ret);
+
+	GUEST_ASSERT(!memcmp(rex2_vmcall, vmcall, sizeof(vmcall)));
+	GUEST_ASSERT(!memcmp(rex2_vmmcall, vmmcall, sizeof(vmmcall)));
+	GUEST_DONE();
+}
+
+KVM_ONE_VCPU_TEST_SUITE(hypercall);
+
+KVM_ONE_VCPU_TEST(hypercall, rex2_is_not_patched, guest_hypercall)
+{
+	run_vcpu_to_the_end(vcpu);
 }
 
 FIXTURE(forced) {
@@ -1550,7 +1628,7 @@ static void check_aad(struct kvm_vcpu *vcpu, const struct kvm_sregs *sregs,
 	regs.rflags = X86_EFLAGS_FIXED;
 	vcpu_regs_set(vcpu, &regs);
 
-	vcpu_run(vcpu);
+	run_vcpu_once(vcpu);
 	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
 	TEST_ASSERT_EQ(vcpu->run->io.port, AAD_PORT);
 	vcpu_regs_get(vcpu, &regs);

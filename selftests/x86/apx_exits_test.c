@@ -1311,6 +1311,12 @@ static void l2_no_apx(void)
 	vmcall();
 }
 
+/*
+ * Where KVM's vmcs12 has the extended instruction information.  KVM's layout is
+ * ABI, as userspace migrates it, see vmx_check_vmcs12_offsets().
+ */
+#define VMCS12_EXTENDED_INSTRUCTION_INFO	336
+
 static void l1_no_apx(struct vmx_pages *vmx)
 {
 	u64 val;
@@ -1329,7 +1335,7 @@ static void l1_no_apx(struct vmx_pages *vmx)
 			!!(l2_secondary_exiting & SECONDARY_EXEC_RDRAND_EXITING) +
 			!!(l2_secondary_exiting & SECONDARY_EXEC_RDSEED_EXITING));
 	GUEST_ASSERT(!vmclear(vmx->vmcs_gpa));
-	val = *(u64 *)(vmx->vmcs + 336);
+	val = *(u64 *)(vmx->vmcs + VMCS12_EXTENDED_INSTRUCTION_INFO);
 	GUEST_ASSERT_EQ(val, 0);
 	GUEST_DONE();
 }

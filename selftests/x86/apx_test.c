@@ -453,7 +453,6 @@ enum xsave_insn {
 	XSAVEOPT,
 	XSAVEC,
 	XSAVES,
-	NR_XSAVE_INSNS,
 };
 
 #define __XSAVE_INSN(insn, rfbm)					\
@@ -494,20 +493,6 @@ static struct egprs *guest_xsave(enum xsave_insn insn)
 	return (void *)guest_xsave_area + offset;
 }
 
-static struct kvm_x86_cpu_feature xsave_insn_feature(enum xsave_insn insn)
-{
-	switch (insn) {
-	case XSAVE:
-		return X86_FEATURE_XSAVE;
-	case XSAVEOPT:
-		return X86_FEATURE_XSAVEOPT;
-	case XSAVEC:
-		return X86_FEATURE_XSAVEC;
-	default:
-		return X86_FEATURE_XSAVES;
-	}
-}
-
 static void guest_check_xsave(enum xsave_insn insn, u64 seed)
 {
 	struct xstate *xstate = (void *)guest_xsave_area;
@@ -526,7 +511,8 @@ static void guest_check_xsave(enum xsave_insn insn, u64 seed)
 			       "Wanted R%d = 0x%lx, got 0x%lx, insn %d, seed %lu",
 			       i + 16, expected.r[i], egprs->r[i], insn, seed);
 
-	if (!xgetbv_safe(1, &inuse))
+	GUEST_ASSERT_EQ(!xgetbv_safe(1, &inuse), this_cpu_has(X86_FEATURE_XGETBV1));
+	if (this_cpu_has(X86_FEATURE_XGETBV1))
 		GUEST_ASSERT(inuse & XFEATURE_MASK_APX);
 }
 
@@ -538,72 +524,90 @@ static void guest_xrstor(enum xsave_insn insn)
 		XSAVE_INSN("xrstor64");
 }
 
+/* What the guest saves with, which the host has found that it can. */
+static enum xsave_insn xsave_insn;
+
 static void guest_xsave_and_xrstor(void)
 {
 	struct xstate *xstate = (void *)guest_xsave_area;
-	enum xsave_insn insn;
-	u64 seed = 0;
 
-	for (insn = XSAVE; insn < NR_XSAVE_INSNS; insn++) {
-		if (!this_cpu_has(xsave_insn_feature(insn)))
-			continue;
+	/* The guest's own values, which have been out of the CPU. */
+	guest_load_egprs(0);
+	GUEST_SYNC(1);
+	guest_check_xsave(xsave_insn, 0);
 
-		memset(guest_xsave_area, 0, sizeof(guest_xsave_area));
+	/* Back from memory, out of the CPU, and back. */
+	load_egprs(&(struct egprs){});
+	guest_xrstor(xsave_insn);
+	GUEST_SYNC(2);
+	guest_check_egprs(0);
 
-		/* The guest's own values, which have been out of the CPU. */
-		guest_load_egprs(seed);
-		GUEST_SYNC(1);
-		guest_check_xsave(insn, seed);
+	/*
+	 * Values that userspace changes, for an image of which the CPU believes
+	 * to know what's in it.
+	 */
+	guest_xrstor(xsave_insn);
+	GUEST_SYNC(3);
+	guest_check_xsave(xsave_insn, 1000);
 
-		/* Back from memory, out of the CPU, and back. */
-		load_egprs(&(struct egprs){});
-		guest_xrstor(insn);
-		GUEST_SYNC(1);
-		guest_check_egprs(seed);
-
-		/*
-		 * Values that userspace changes, for an image of which the CPU
-		 * believes to know what's in it.
-		 */
-		guest_xrstor(insn);
-		GUEST_SYNC(2);
-		guest_check_xsave(insn, 1000);
-
-		/* The initial state, of which the CPU has no values. */
-		xstate->header.xstate_bv = 0;
-		guest_xrstor(insn);
-		GUEST_SYNC(3);
-		guest_check_zero();
-		guest_load_egprs(++seed);
-		guest_xrstor(insn);
-		guest_check_zero();
-	}
+	/* The initial state, of which the CPU has no values. */
+	xstate->header.xstate_bv = 0;
+	guest_xrstor(xsave_insn);
+	GUEST_SYNC(4);
+	guest_check_zero();
+	guest_load_egprs(1);
+	guest_xrstor(xsave_insn);
+	guest_check_zero();
 	GUEST_DONE();
 }
 
-KVM_ONE_VCPU_TEST(apx, guest_xsave_sees_values, guest_xsave_and_xrstor)
+static void test_xsave_and_xrstor(struct kvm_vcpu *vcpu, enum xsave_insn insn)
 {
-	enum xsave_insn insn;
 	struct egprs egprs;
-	u64 seed = 0;
 
+	xsave_insn = insn;
+	sync_global_to_guest(vcpu->vm, xsave_insn);
+	vcpu_arch_set_entry_point(vcpu, guest_xsave_and_xrstor);
+
+	run_vcpu(vcpu, 1);
+	check_xsave_seed(vcpu, 0);
+	run_vcpu(vcpu, 2);
+	check_xsave_seed(vcpu, 0);
+	run_vcpu(vcpu, 3);
 	fill_egprs(&egprs, 1000);
-
-	for (insn = XSAVE; insn < NR_XSAVE_INSNS; insn++) {
-		if (!vcpu_cpuid_has(vcpu, xsave_insn_feature(insn)))
-			continue;
-
-		run_vcpu(vcpu, 1);
-		check_xsave_seed(vcpu, seed);
-		run_vcpu(vcpu, 1);
-		check_xsave_seed(vcpu, seed++);
-		run_vcpu(vcpu, 2);
-		set_xsave_egprs(vcpu, &egprs);
-		run_vcpu(vcpu, 3);
-		check_xsave(vcpu, &(struct egprs){});
-	}
-
+	set_xsave_egprs(vcpu, &egprs);
+	run_vcpu(vcpu, 4);
+	check_xsave(vcpu, &(struct egprs){});
 	run_vcpu_to_the_end(vcpu);
+}
+
+TEST_F(apx, guest_xsave_sees_values)
+{
+	test_xsave_and_xrstor(self->vcpu, XSAVE);
+}
+
+TEST_F(apx, guest_xsaveopt_sees_values)
+{
+	if (!kvm_cpu_has(X86_FEATURE_XSAVEOPT))
+		SKIP(return, "no XSAVEOPT");
+
+	test_xsave_and_xrstor(self->vcpu, XSAVEOPT);
+}
+
+TEST_F(apx, guest_xsavec_sees_values)
+{
+	if (!kvm_cpu_has(X86_FEATURE_XSAVEC))
+		SKIP(return, "no XSAVEC");
+
+	test_xsave_and_xrstor(self->vcpu, XSAVEC);
+}
+
+TEST_F(apx, guest_xsaves_sees_values)
+{
+	if (!kvm_cpu_has(X86_FEATURE_XSAVES))
+		SKIP(return, "no XSAVES");
+
+	test_xsave_and_xrstor(self->vcpu, XSAVES);
 }
 
 /* What CPUID says of components 2 to 18: the guest's, which follows XCR0. */

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test KVM's emulation of instructions that move segment selectors: what they do
+ * under the forced emulation prefix has to be what the CPU does natively.
+ */
+#include <string.h>
+
+#include "kvm_test_harness.h"
+#include "test_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+
+#ifndef __x86_64__
+# error This test is 64-bit only
+#endif
+
+#define MEM_FILL	0xa5
+
+struct outcome {
+	u64 rax;
+	u8 mem[16];
+	u16 ds;
+	u8 vector;
+};
+
+static u8 mem[16];
+
+#define RUN(asm_safe, insn, rax_in, out)				\
+({									\
+	u64 error_code, rax = rax_in;					\
+									\
+	memset(mem, MEM_FILL, sizeof(mem));				\
+	asm volatile(asm_safe(".byte " insn)				\
+		     : KVM_ASM_SAFE_OUTPUTS((out)->vector, error_code),	\
+		       "+a"(rax)					\
+		     : : KVM_ASM_SAFE_CLOBBERS, "memory");		\
+	(out)->rax = rax;						\
+	memcpy((out)->mem, mem, sizeof(mem));				\
+	asm volatile("mov %%ds, %0" : "=r"((out)->ds));			\
+})
+
+/* Natively and emulated, @want (0: none) is the exception. */
+#define CHECK(name, insn, rax_in, want)					\
+({									\
+	struct outcome native, emulated;				\
+									\
+	RUN(KVM_ASM_SAFE, insn, rax_in, &native);			\
+	RUN(KVM_ASM_SAFE_FEP, insn, rax_in, &emulated);			\
+	__GUEST_ASSERT(native.vector == (want),				\
+		       name ": wanted vector %u, the CPU says %u",	\
+		       want, native.vector);				\
+	__GUEST_ASSERT(emulated.vector == native.vector,		\
+		       name ": wanted vector %u, got %u",		\
+		       native.vector, emulated.vector);			\
+	__GUEST_ASSERT(emulated.rax == native.rax,			\
+		       name ": wanted RAX = 0x%lx, got 0x%lx",		\
+		       native.rax, emulated.rax);			\
+	__GUEST_ASSERT(emulated.ds == native.ds,			\
+		       name ": wanted DS = 0x%x, got 0x%x",		\
+		       native.ds, emulated.ds);				\
+	__GUEST_ASSERT(!memcmp(emulated.mem, native.mem, sizeof(mem)),	\
+		       name ": wanted 0x%lx 0x%lx, stored 0x%lx 0x%lx",	\
+		       *(u64 *)native.mem, *(u64 *)(native.mem + 8),	\
+		       *(u64 *)emulated.mem, *(u64 *)(emulated.mem + 8));	\
+})
+
+static u16 guest_ds(void)
+{
+	u16 ds;
+
+	asm volatile("mov %%ds, %0" : "=r"(ds));
+	return ds;
+}
+
+/* ModRM.reg alone names a segment register. */
+static void guest_rex_r(void)
+{
+	u16 ds = guest_ds();
+
+	CHECK("MOV EAX, DS", "0x8c, 0xd8", -1ull, 0);
+	CHECK("MOV EAX, DS + REX.R", "0x44, 0x8c, 0xd8", -1ull, 0);
+	CHECK("MOV [RAX], DS + REX.R", "0x44, 0x8c, 0x18", (u64)mem, 0);
+	CHECK("MOV DS, EAX + REX.R", "0x44, 0x8e, 0xd8", (u64)ds, 0);
+	CHECK("MOV DS, EAX + REX.R", "0x44, 0x8e, 0xd8", 0ull, 0);
+	GUEST_ASSERT_EQ(guest_ds(), 0);
+	CHECK("MOV DS, EAX", "0x8e, 0xd8", (u64)ds, 0);
+	GUEST_ASSERT_EQ(guest_ds(), ds);
+
+	CHECK("MOV CS, EAX", "0x8e, 0xc8", (u64)ds, UD_VECTOR);
+	CHECK("MOV CS, EAX + REX.R", "0x44, 0x8e, 0xc8", (u64)ds, UD_VECTOR);
+	CHECK("MOV EAX, segment register 6", "0x8c, 0xf0", -1ull, UD_VECTOR);
+	CHECK("MOV EAX, segment register 6 + REX.R", "0x44, 0x8c, 0xf0", -1ull, UD_VECTOR);
+	GUEST_DONE();
+}
+
+/* Memory gets two bytes, whatever the operand size. */
+static void guest_rex_w(void)
+{
+	CHECK("MOV [RAX], DS, 16 bits", "0x66, 0x8c, 0x18", (u64)mem, 0);
+	CHECK("MOV [RAX], DS", "0x8c, 0x18", (u64)mem, 0);
+	CHECK("MOV [RAX], DS + REX.W", "0x48, 0x8c, 0x18", (u64)mem, 0);
+	CHECK("SLDT [RAX]", "0x0f, 0x00, 0x00", (u64)mem, 0);
+	CHECK("SLDT [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x00", (u64)mem, 0);
+	CHECK("STR [RAX]", "0x0f, 0x00, 0x08", (u64)mem, 0);
+	CHECK("STR [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x08", (u64)mem, 0);
+	CHECK("MOV RAX, DS + REX.W", "0x48, 0x8c, 0xd8", -1ull, 0);
+	GUEST_DONE();
+}
+
+static void run(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_IO);
+
+	switch (get_ucall(vcpu, &uc)) {
+	case UCALL_DONE:
+		return;
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	default:
+		TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+	}
+}
+
+KVM_ONE_VCPU_TEST_SUITE(sreg);
+
+KVM_ONE_VCPU_TEST(sreg, rex_r_is_ignored, guest_rex_r)
+{
+	run(vcpu);
+}
+
+KVM_ONE_VCPU_TEST(sreg, stores_are_two_bytes, guest_rex_w)
+{
+	run(vcpu);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE(is_forced_emulation_enabled);
+
+	return test_harness_run(argc, argv);
+}
