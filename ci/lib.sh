@@ -6,6 +6,14 @@
 
 set -euo pipefail
 
+# SCRIPT --help: what stands at its head.
+case ${1-} in
+-h | --help)
+	sed -n '2,${/^#/!q; /SPDX-License/d; s/^# \{0,1\}//; p}' "$0" | sed 1d
+	exit
+	;;
+esac
+
 # The variables of the Makefile come through the environment and must not go on
 # to the make of the kernel, where O, V and others mean something else.
 for _v in BASE KSRC BOCHS_SRC CONFIG KERNEL O JOBS V CPU TESTS T PARAMS DIR; do
@@ -48,6 +56,9 @@ die() {
 	[ -z "${step_why-}" ] || printf '%s\n' "$*" >"$step_why"
 	exit 2
 }
+
+# no_arguments ARGS...: for a script whose usage has none.
+no_arguments() { [ $# = 0 ] || die "ci/$(basename "$0") takes no arguments, and got '$*'; see ci/$(basename "$0") --help"; }
 
 say() { printf '%s\n' "$*" >&2; }
 
