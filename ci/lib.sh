@@ -353,6 +353,20 @@ write() {
 	mv -f "$1.tmp" "$1"
 }
 
+# write_of FILE COMMAND...: the output of COMMAND likewise, and FILE stays as it was
+# if COMMAND fails, which a reader of its pipe does not hear of.  No caller may test
+# the status, as with step.
+write_of() {
+	local _rc
+	set +e
+	(set -e; "${@:2}") >"$1.tmp"
+	_rc=$?
+	set -e
+	[ "$_rc" != 0 ] || mv -f "$1.tmp" "$1" || _rc=$?
+	[ "$_rc" = 0 ] || rm -f "$1.tmp"
+	[ "$_rc" = 0 ] || die "$1 stays as it was: what writes it failed"
+}
+
 # result pass|fail|skip NAME [DETAIL]: one line per test case, and one of KTAP in
 # the file that the caller has set results to.
 result() {
