@@ -367,6 +367,15 @@ write_of() {
 	[ "$_rc" = 0 ] || die "$1 stays as it was: what writes it failed"
 }
 
+# known_groups GROUP...: are in ci/runs.
+known_groups() {
+	local g groups
+	groups=$(table "$top/ci/runs" | awk '{print $1}' | sort -u | paste -sd' ')
+	for g in "$@"; do
+		[[ " $groups " == *" $g "* ]] || die "no group '$g' in ci/runs; known: $groups"
+	done
+}
+
 # result pass|fail|skip NAME [DETAIL]: one line per test case, and one of KTAP in
 # the file that the caller has set results to.
 result() {
