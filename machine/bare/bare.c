@@ -8,10 +8,13 @@
  *    program and by an SMI's handler: it is REX2 or #UD, whatever the CPU
  *    remembers of it.
  * 3. SMI and RSM leave R16-R31 and XCR0 alone; what the handler does to them stays.
- * 4. The XSAVE family, XSAVES and XRSTORS with it, against the model of
+ * 4. Code in SMRAM runs in SMM alone; outside there is the memory of a device, #UD.
+ * 5. On a CPU with SVM, VMRUN that fails leaves EVENTINJ and the guest's state in the
+ *    VMCB, but for EVENTINJ.V.
+ * 6. The XSAVE family, XSAVES and XRSTORS with it, against the model of
  *    machine/tests/xsave_model.h, for random values of XCR0.APX and IA32_XSS; not
  *    if there are TRIALS.
- * 5. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 7. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -69,6 +72,7 @@ static struct state {
 	struct {
 		volatile u32 entered;
 		u32 actions;
+		u32 value;
 		u64 xcr0, seen_xcr0;
 		u64 seen[16], egprs[16];
 	} smm;
@@ -92,6 +96,7 @@ void to_legacy(void);
 void to_real(void);
 extern const u8 vectors[256][VECTOR_SIZE];
 extern const u64 pml4[];
+extern u64 pt[];
 
 /* The machine counts what a repeated instruction repeats: eight bytes at a time. */
 void *memset(void *p, int c, size_t n)
@@ -131,6 +136,11 @@ int memcmp(const void *a, const void *b, size_t n)
 static void outb(u16 port, u8 v)
 {
 	asm volatile("outb %0, %1" : : "a"(v), "Nd"(port));
+}
+
+static void outl(u16 port, u32 v)
+{
+	asm volatile("outl %0, %1" : : "a"(v), "Nd"(port));
 }
 
 static u8 inb(u16 port)
@@ -484,6 +494,13 @@ static void check_init(u64 xcr0, const char *egprs, const char *xcr, const char 
 #define SMM_READ	1
 #define SMM_WRITE	2
 #define SMM_SET_XCR0	4
+#define SMM_PUT_CODE	8
+#define SMM_CALL_CODE	16
+
+#define SMRAM_VALUE	0x5a3c
+
+/* mov $SMRAM_VALUE, %eax; ret */
+static const u8 smram_code[] = { 0xb8, SMRAM_VALUE & 0xff, SMRAM_VALUE >> 8, 0, 0, 0xc3 };
 
 /* The handler of SMIs. */
 void bare_smm(void)
@@ -500,6 +517,10 @@ void bare_smm(void)
 	}
 	if (state->smm.actions & SMM_SET_XCR0)
 		xsetbv(state->smm.xcr0);
+	if (state->smm.actions & SMM_PUT_CODE)
+		memcpy((void *)SMRAM, smram_code, sizeof(smram_code));
+	if (state->smm.actions & SMM_CALL_CODE)
+		state->smm.value = ((u32 (*)(void))SMRAM)();
 }
 
 /* True if the handler ran, with this XCR0. */
@@ -591,6 +612,78 @@ static void check_smm(void)
 	}
 	xsetbv(all);
 	result(changed == i, "code that was decoded sees an SMI's handler change XCR0.APX");
+}
+
+/* The image, i.e. its page tables as well, is read-only with paging. */
+static void map_smram(bool on)
+{
+	u64 cr0 = read_cr0();
+
+	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~(1ull << 16)) : "memory");
+	pt[SMRAM >> 12] = on ? SMRAM + 3 : 0;
+	asm volatile("mov %0, %%cr0; invlpg (%1)" : : "r"(cr0), "r"((u64)SMRAM) : "memory");
+}
+
+/*
+ * What the emulator remembers of the code in SMRAM, and what there is at its address
+ * outside SMM, must not be taken for each other.
+ */
+static void check_smram(void)
+{
+	u64 all = supported_xcr0();
+	int i, vector, good = 0;
+
+	/* i440FX, register SMRAM: with SMM only. */
+	outl(0xcf8, 0x80000070);
+	outb(0xcfe, 0x0a);
+	map_smram(true);
+	*(u8 *)CODE = 0xcc;
+	put64((void *)SCRATCH, 0x8000, CODE);	/* where the RET would go */
+	for (i = 0; i < 3; i++) {
+		state->smm.value = 0;
+		if (!smi(i ? SMM_CALL_CODE : SMM_PUT_CODE | SMM_CALL_CODE, all) ||
+		    state->smm.value != SMRAM_VALUE)
+			break;
+		do {
+			vector = run(SMRAM, CS64, DS64, SCRATCH + 0x8000, 2);
+		} while (vector == NMI);
+		good += vector == UD;
+	}
+	map_smram(false);
+	outl(0xcf8, 0x80000070);
+	outb(0xcfe, 0x02);
+	result(good == 3, "code in SMRAM runs in SMM, and is #UD outside");
+}
+
+/* ------------------------------------------------------------------------
+ * VMRUN
+ */
+/* Offsets: APM Vol. 2, appendix B. */
+#define EXITCODE	0x70
+#define EVENTINJ	0xa8
+#define GUEST_CR3	0x550
+
+/* Without an intercept of VMRUN it is VMEXIT_INVALID. */
+static void check_vmrun(void)
+{
+	u8 *vmcb = (void *)VMCB;
+	bool pass = true;
+	u32 eventinj;
+	int i, vector;
+
+	for (i = 0; i < 2; i++) {
+		eventinj = i ? 0xb0d : 0x30e;
+		memset(vmcb, 0, 0x1000);
+		put64(vmcb, EVENTINJ, eventinj | 1u << 31);
+		put64(vmcb, GUEST_CR3, SCRATCH);
+		do {
+			vector = run((u64)do_vmrun, CS64, DS64, SCRATCH + 0x8000, 2);
+		} while (vector == NMI);
+		if (vector != VM_EXIT || get64(vmcb, EXITCODE) != ~0ull ||
+		    get64(vmcb, EVENTINJ) != eventinj || get64(vmcb, GUEST_CR3) != SCRATCH)
+			pass = false;
+	}
+	result(pass, "VMRUN that fails leaves EVENTINJ and the guest's state in the VMCB");
 }
 
 /* ------------------------------------------------------------------------
@@ -851,9 +944,6 @@ static void vmx_guest(void)
 		state->exits += !(vmread(EXIT_REASON) >> 31);
 }
 
-/* Offsets: APM Vol. 2, appendix B. */
-#define EXITCODE	0x70
-
 static void svm_guest(void)
 {
 	static const struct {
@@ -983,7 +1073,7 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		(13 + (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
+#define RESULTS		(14 + state->svm + (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
 
 void bare_main(void)
 {
@@ -1028,6 +1118,9 @@ void bare_main(void)
 		check_reset(xcr0);
 		check_toggling();
 		check_smm();
+		check_smram();
+		if (state->svm)
+			check_vmrun();
 		if (!TRIALS)
 			check_model();
 		init_by_port_92();

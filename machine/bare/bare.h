@@ -36,6 +36,8 @@
 #define SCRATCH		0x130000	/* 64 KiB */
 #define MODEL_AT	0x140000	/* struct model */
 
+#define SMRAM		0xa0000		/* the memory of the VGA, outside SMM */
+
 #define COPY		0x80000		/* of the image */
 #define COPY_SIZE	0xe000
 #define MAGIC		0xba7ef00d

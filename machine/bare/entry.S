@@ -383,7 +383,7 @@ no_idt:
 	 */
 	.section .tables, "a"
 	.balign	4096
-	.globl	pml4
+	.globl	pml4, pt
 pml4:
 	.quad	pdpt + 3
 	.fill	511, 8, 0

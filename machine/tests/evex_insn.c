@@ -150,11 +150,10 @@ static void random_rm(struct rm *rm, bool is_mem, struct cpu *in, u64 *addr)
 	}
 }
 
-/* Run @i and compare registers, flags, exception and memory. */
-static void check(const char *name, const struct insn *i, const struct cpu *in,
-		  const struct cpu *want, const u8 *mem_want)
+/* Run @i, which ends at @end, and compare registers, flags, exception and memory. */
+static void check_at(u64 end, const char *name, const struct insn *i, const struct cpu *in,
+		     const struct cpu *want, const u8 *mem_want)
 {
-	u64 end = anywhere(i->n);
 	struct cpu got, w = *want;
 	bool step = rng_below(4) == 0;
 	u32 k;
@@ -177,6 +176,12 @@ static void check(const char *name, const struct insn *i, const struct cpu *in,
 		ktap_note("  memory at M+%x is %02x, expected %02x", k, mem[k], mem_want[k]);
 		break;
 	}
+}
+
+static void check(const char *name, const struct insn *i, const struct cpu *in,
+		  const struct cpu *want, const u8 *mem_want)
+{
+	check_at(anywhere(i->n), name, i, in, want, mem_want);
 }
 
 static void check_trap(const char *name, const struct insn *i, int trap)
@@ -771,6 +776,32 @@ static void test_movbe(void)
 	report("MOVBE between registers");
 }
 
+/* #GP at CPL 3, if the CPU has it, wherever a page ends. */
+static void test_msr_imm(void)
+{
+	bool msr_imm = cpu_bit(7, 1, 2, 5);
+	struct rm rm = { .mod = 3, .index = 4 };
+	struct cpu in, want;
+	struct insn e;
+	u32 t;
+	int k;
+
+	for (t = 0; t < 2 * trials; t++) {
+		random_state(&in, mem_in);
+		want = in;
+		want.trap = msr_imm ? TRAP_GP : TRAP_UD;
+		want.err = want.cr2 = 0;
+		rm.reg = rng_below(NR_GPR);
+		e.n = 0;
+		evex(&e, 7, 0xf6, t & 1 ? 2 : 3, 0, 0, 0, 0, &rm);
+		put_imm(&e, rng(), 4);
+		for (k = 0; k < e.n; k++)
+			check_at(CODE_BASE + 0x2000 + k, t & 1 ? "wrmsrns imm" : "rdmsr imm", &e, &in,
+				 &want, mem_in);
+	}
+	report("RDMSR and WRMSRNS with an immediate, across pages");
+}
+
 /* ------------------------------------------------------------------------
  * 5. R16-R31 in vector instructions
  */
@@ -1177,7 +1208,7 @@ int main(int argc, char **argv)
 	/* F, BW, VL, and the OS has enabled them */
 	avx512 = cpu_bit(7, 0, 1, 16) && cpu_bit(7, 0, 1, 30) && cpu_bit(7, 0, 1, 31) &&
 		 cpu_has_osxsave() && (xgetbv(0) & 0xe0) == 0xe0;
-	ktap_plan(missing ? 1 : (nci ? 12 : 4) + 2 * avx512);
+	ktap_plan(missing ? 1 : (nci ? 13 : 5) + 2 * avx512);
 	ktap_note("seed %llu", (unsigned long long)seed);
 	rng_seed(seed);
 	run_init(!missing);
@@ -1190,6 +1221,7 @@ int main(int argc, char **argv)
 	test_legacy(0, "as the legacy form");
 	test_bmi(nci);
 	test_movbe();
+	test_msr_imm();
 	if (avx512) {
 		test_vector();
 		test_vsib();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Events around a guest that no KVM selftest looks at: CR2 as userspace sets it,
- * a guest with IF=0 that doesn't let go of the CPU by itself, interrupts whose
- * delivery exits, as the guest's stack isn't mapped yet, and those that wait for
- * the guest while the host has others.
+ * a guest with IF=0 that doesn't let go of the CPU by itself, be it running or
+ * halted, interrupts whose delivery exits, as the guest's stack isn't mapped yet,
+ * and those that wait for the guest while the host has others.
  *
  * The guest runs in real mode.
  */
@@ -25,6 +25,7 @@
 #define STACKS		0x10000
 #define NR_STACKS	32
 #define NR_ROUNDS	8
+#define SOON		50000	/* cycles, i.e. instructions: half a millisecond */
 
 #define APIC_SPIV	0xf0
 #define APIC_SPIV_ON	0x1ff
@@ -40,6 +41,29 @@ static const u8 code_cr2[] = {
 
 static const u8 code_spin[] = {
 	0xeb, 0xfe,		/* 1: jmp 1b */
+};
+
+static const u8 code_halt[] = {
+	0xf4,			/* 1: hlt */
+	0xeb, 0xfd,		/*    jmp 1b */
+};
+
+static const u8 code_halt_once[] = {
+	0xf4,			/*    hlt */
+	0xe6, PORT,		/*    out %al, $PORT */
+};
+
+/* The cycles from STI to the handler. */
+static const u8 code_wait[] = {
+	0x0f, 0x31,		/*    rdtsc */
+	0x66, 0x89, 0xc6,	/*    mov %eax, %esi */
+	0xfb, 0xf4,		/*    sti; hlt */
+};
+
+static const u8 code_wait_handler[] = {
+	0x0f, 0x31,		/*    rdtsc */
+	0x66, 0x29, 0xf0,	/*    sub %esi, %eax */
+	0xe6, PORT,		/*    out %al, $PORT */
 };
 
 /* An exit for OUT that was left behind ends with the next entry, at its RIP. */
@@ -88,11 +112,11 @@ static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
 	       !ioctl(vcpu, KVM_SET_REGS, &regs);
 }
 
-static bool create(bool irqchip)
+static bool create(bool irqchip, u64 disabled_exits)
 {
 	u16 vectors[4] = { HANDLER, 0, SOFT_HANDLER, 0 };
 
-	if (!create_vcpu(MEM_SIZE, irqchip))
+	if (!create_vcpu(MEM_SIZE, irqchip, disabled_exits))
 		return false;
 	memcpy(mem + 4 * VECTOR, vectors, sizeof(vectors));
 	memcpy(mem + HANDLER, code_handler, sizeof(code_handler));
@@ -118,7 +142,7 @@ static void on_alarm(int sig)
 {
 }
 
-static bool spin(void)
+static bool signal_stops(const u8 *code, size_t size)
 {
 	/* More than once: the first signal may come before KVM_RUN. */
 	struct itimerval timer = {
@@ -129,13 +153,29 @@ static bool spin(void)
 	bool stopped;
 
 	sigaction(SIGALRM, &action, NULL);
-	if (!set(code_spin, sizeof(code_spin), RFLAGS, 0, 0) ||
+	if (!set(code, size, RFLAGS, 0, 0) ||
 	    setitimer(ITIMER_REAL, &timer, NULL))
 		return false;
 	stopped = ioctl(vcpu, KVM_RUN, 0) == -1 && errno == EINTR;
 	timer = (struct itimerval){};
 	setitimer(ITIMER_REAL, &timer, NULL);
 	return stopped;
+}
+
+static bool spin(void)
+{
+	return signal_stops(code_spin, sizeof(code_spin));
+}
+
+static bool halt(void)
+{
+	return create(false, KVM_X86_DISABLE_EXITS_HLT) &&
+	       signal_stops(code_halt, sizeof(code_halt));
+}
+
+static bool halt_goes_on(void)
+{
+	return signal_stops(code_halt_once, sizeof(code_halt_once));
 }
 
 /* The SS of a stack in a page that the guest has to fault in. */
@@ -187,21 +227,35 @@ static bool soft_delivery_exits(void)
 	return true;
 }
 
-static bool masked_irq_waits(void)
+static bool create_with_apic(u64 disabled_exits, struct kvm_lapic_state *apic)
+{
+	u32 spiv = APIC_SPIV_ON;
+
+	if (!create(true, disabled_exits) || ioctl(vcpu, KVM_GET_LAPIC, apic))
+		return false;
+	memcpy(apic->regs + APIC_SPIV, &spiv, sizeof(spiv));
+	return true;
+}
+
+/* With IF=0, and an interrupt that is pending. */
+static bool set_with_irq(struct kvm_lapic_state *apic, const u8 *code, size_t size)
 {
 	struct kvm_msi msi = { .address_lo = MSI_ADDRESS, .data = VECTOR };
+
+	/* Nothing is in service any more: the handlers have no EOI. */
+	return !ioctl(vcpu, KVM_SET_LAPIC, apic) && set(code, size, RFLAGS, 0, 0) &&
+	       ioctl(vm, KVM_SIGNAL_MSI, &msi) == 1;
+}
+
+static bool masked_irq_waits(void)
+{
 	struct kvm_lapic_state apic;
-	u32 spiv = APIC_SPIV_ON;
 	int i;
 
-	if (!create(true) || ioctl(vcpu, KVM_GET_LAPIC, &apic))
+	if (!create_with_apic(0, &apic))
 		return false;
-	memcpy(apic.regs + APIC_SPIV, &spiv, sizeof(spiv));
 	for (i = 0; i < NR_ROUNDS; i++) {
-		/* Nothing is in service any more: the handler has no EOI. */
-		if (ioctl(vcpu, KVM_SET_LAPIC, &apic) ||
-		    !set(code_masked, sizeof(code_masked), RFLAGS, 0, 0) ||
-		    ioctl(vm, KVM_SIGNAL_MSI, &msi) != 1)
+		if (!set_with_irq(&apic, code_masked, sizeof(code_masked)))
 			return false;
 		if (!run_to_out("IF=0", PORT) ||
 		    !run_to_out("IF=1", HANDLER_PORT) ||
@@ -211,10 +265,33 @@ static bool masked_irq_waits(void)
 	return true;
 }
 
+/* Unless it is the host's tick that wakes the guest. */
+static bool irq_ends_hlt(void)
+{
+	struct kvm_lapic_state apic;
+	struct kvm_regs regs;
+	int i, late = 0;
+
+	if (!create_with_apic(KVM_X86_DISABLE_EXITS_HLT, &apic))
+		return false;
+	memcpy(mem + HANDLER, code_wait_handler, sizeof(code_wait_handler));
+	for (i = 0; i < NR_ROUNDS; i++) {
+		if (!set_with_irq(&apic, code_wait, sizeof(code_wait)) ||
+		    !run_to_out("the handler", PORT) || ioctl(vcpu, KVM_GET_REGS, &regs))
+			return false;
+		if ((u32)regs.rax > SOON)
+			late++;
+	}
+	if (late > NR_ROUNDS / 4)
+		ktap_note("%d of %d came late, the last after %u cycles", late, NR_ROUNDS,
+			  (u32)regs.rax);
+	return late <= NR_ROUNDS / 4;
+}
+
 int main(void)
 {
-	ktap_plan(5);
-	if (!create(false)) {
+	ktap_plan(is_amd() ? 7 : 8);
+	if (!create(false, 0)) {
 		ktap_note("no guest, errno %d", errno);
 		return EXIT_FAIL;
 	}
@@ -224,5 +301,10 @@ int main(void)
 	/* Of this VM the last: where it fails, nothing ends it. */
 	ktap_result(spin(), "a signal stops a guest that spins with IF=0");
 	ktap_result(masked_irq_waits(), "an interrupt waits while IF=0, whatever interrupts the host");
+	ktap_result(irq_ends_hlt(), "an interrupt that is pending ends HLT at once");
+	ktap_result(halt(), "a signal stops a guest that halts with IF=0, HLT not intercepted");
+	/* A VMCB has no place for it. */
+	if (!is_amd())
+		ktap_result(halt_goes_on(), "that guest stays halted");
 	return ktap_exit();
 }

@@ -81,7 +81,7 @@ static bool create(u64 *pdptrs)
 	struct kvm_sregs2 sregs;
 	u64 entry = P_PRESENT | P_RW | P_PS;
 
-	if (!create_vcpu(MEM_SIZE, false))
+	if (!create_vcpu(MEM_SIZE, false, 0))
 		return false;
 
 	memcpy(mem + CODE, code, sizeof(code));
@@ -104,14 +104,6 @@ static bool create(u64 *pdptrs)
 	memcpy(sregs.pdptrs, pdptrs, sizeof(sregs.pdptrs));
 	return !ioctl(vcpu, KVM_SET_SREGS2, &sregs) &&
 	       !ioctl(vcpu, KVM_SET_REGS, &regs);
-}
-
-static bool is_amd(void)
-{
-	u32 eax, ebx, ecx, edx;
-
-	__cpuid(0, eax, ebx, ecx, edx);
-	return ebx == signature_AMD_ebx;
 }
 
 int main(void)

@@ -21,10 +21,14 @@ static u8 *mem;
 
 /*
  * Sets all of the above: @mem_size bytes from address 0, which nobody touched; with
- * @irqchip KVM has the interrupt controllers.
+ * @irqchip KVM has the interrupt controllers.  @disabled_exits: KVM_X86_DISABLE_EXITS_*.
  */
-static bool create_vcpu(u64 mem_size, bool irqchip)
+static bool create_vcpu(u64 mem_size, bool irqchip, u64 disabled_exits)
 {
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_X86_DISABLE_EXITS,
+		.args[0] = disabled_exits,
+	};
 	struct kvm_userspace_memory_region region = { .memory_size = mem_size };
 	int kvm;
 
@@ -37,6 +41,8 @@ static bool create_vcpu(u64 mem_size, bool irqchip)
 	madvise(mem, mem_size, MADV_NOHUGEPAGE);
 	region.userspace_addr = (unsigned long)mem;
 	if (irqchip && ioctl(vm, KVM_CREATE_IRQCHIP))
+		return false;
+	if (disabled_exits && ioctl(vm, KVM_ENABLE_CAP, &cap))
 		return false;
 	vcpu = ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -1 :
 	       ioctl(vm, KVM_CREATE_VCPU, 0);
@@ -59,6 +65,14 @@ static bool run_to_out(const char *what, int port)
 		return false;
 	}
 	return true;
+}
+
+static bool is_amd(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid(0, eax, ebx, ecx, edx);
+	return ebx == signature_AMD_ebx;
 }
 
 #endif /* SMALL_GUEST_H */
