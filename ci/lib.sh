@@ -217,6 +217,16 @@ step_untick() {
 	[ ! -t 2 ] || printf '\r\033[K' >&2
 }
 
+# end_jobs SIGNAL [PID]: to the background jobs that still run, or to that one if it
+# does, with its process group if it has one.  What has ended may have left its number
+# to a process of somebody else.
+end_jobs() {
+	local p
+	for p in $(jobs -pr); do
+		[ "${2-$p}" != "$p" ] || kill "-$1" -- "-$p" 2>/dev/null || kill "-$1" "$p" 2>/dev/null || true
+	done
+}
+
 # step NAME COMMAND ARGS...: runs COMMAND, its output going to a log file, and
 # exits if it fails.  With step_soft set it returns instead, the status being in
 # step_rc: no caller may test its status, that would disarm set -e in COMMAND.
