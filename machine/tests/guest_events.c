@@ -3,11 +3,13 @@
  * Events around a guest that no KVM selftest looks at: CR2 as userspace sets it,
  * a guest with IF=0 that doesn't let go of the CPU by itself, be it running or
  * halted, interrupts whose delivery exits, as the guest's stack isn't mapped yet,
- * and those that wait for the guest while the host has others.
+ * those that wait for the guest while the host has others, and what ends HLT.
  *
  * The guest runs in real mode.
  */
+#include <pthread.h>
 #include <signal.h>
+#include <sys/sysinfo.h>
 #include <sys/time.h>
 
 #include "small_guest.h"
@@ -288,9 +290,45 @@ static bool irq_ends_hlt(void)
 	return late <= NR_ROUNDS / 4;
 }
 
+static void *send_irqs(void *unused)
+{
+	struct kvm_msi msi = { .address_lo = MSI_ADDRESS, .data = VECTOR };
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		usleep(10000);
+		ioctl(vm, KVM_SIGNAL_MSI, &msi);
+	}
+	return NULL;
+}
+
+/* Interrupts for a guest that halts with IF=0, by another CPU, i.e. posted. */
+static bool masked_irq_leaves_hlt(void)
+{
+	struct kvm_lapic_state apic;
+	sigset_t alarm, old;
+	pthread_t sender;
+	bool stopped;
+
+	if (!create_with_apic(KVM_X86_DISABLE_EXITS_HLT, &apic) ||
+	    ioctl(vcpu, KVM_SET_LAPIC, &apic))
+		return false;
+	sigemptyset(&alarm);
+	sigaddset(&alarm, SIGALRM);
+	pthread_sigmask(SIG_BLOCK, &alarm, &old);
+	if (pthread_create(&sender, NULL, send_irqs, NULL))
+		return false;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	stopped = signal_stops(code_halt_once, sizeof(code_halt_once));
+	pthread_join(sender, NULL);
+	return stopped;
+}
+
 int main(void)
 {
-	ktap_plan(is_amd() ? 7 : 8);
+	const char *masked = "an interrupt that is masked leaves HLT alone";
+
+	ktap_plan(is_amd() ? 7 : 9);
 	if (!create(false, 0)) {
 		ktap_note("no guest, errno %d", errno);
 		return EXIT_FAIL;
@@ -306,5 +344,9 @@ int main(void)
 	/* A VMCB has no place for it. */
 	if (!is_amd())
 		ktap_result(halt_goes_on(), "that guest stays halted");
+	if (!is_amd() && get_nprocs() > 1)
+		ktap_result(masked_irq_leaves_hlt(), "%s", masked);
+	else if (!is_amd())
+		ktap_skip(masked, "one CPU");
 	return ktap_exit();
 }
