@@ -1549,6 +1549,11 @@ static void guest_hypercall(void)
 	GUEST_ASSERT_EQ(vector, host_cpu_is_intel ? UD_VECTOR : 0);
 	GUEST_ASSERT(host_cpu_is_intel || !ret);
 
+	if (is_forced_emulation_enabled) {
+		GUEST_ASSERT_EQ(kvm_asm_safe_fep(".byte 0xd5, 0x80, 0x01, 0xc1"), UD_VECTOR);
+		GUEST_ASSERT_EQ(kvm_asm_safe_fep(".byte 0xd5, 0x80, 0x01, 0xd9"), UD_VECTOR);
+	}
+
 	GUEST_ASSERT(!memcmp(rex2_vmcall, vmcall, sizeof(vmcall)));
 	GUEST_ASSERT(!memcmp(rex2_vmmcall, vmmcall, sizeof(vmmcall)));
 	GUEST_DONE();

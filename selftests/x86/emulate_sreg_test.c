@@ -25,11 +25,12 @@ struct outcome {
 
 static u8 mem[16];
 
-#define RUN(asm_safe, insn, rax_in, out)				\
+#define RUN(asm_safe, insn, rax_in, ds_in, out)			\
 ({									\
 	u64 error_code, rax = rax_in;					\
 									\
 	memset(mem, MEM_FILL, sizeof(mem));				\
+	asm volatile("mov %0, %%ds" : : "r"(ds_in));			\
 	asm volatile(asm_safe(".byte " insn)				\
 		     : KVM_ASM_SAFE_OUTPUTS((out)->vector, error_code),	\
 		       "+a"(rax)					\
@@ -39,13 +40,13 @@ static u8 mem[16];
 	asm volatile("mov %%ds, %0" : "=r"((out)->ds));			\
 })
 
-/* Natively and emulated, @want (0: none) is the exception. */
-#define CHECK(name, insn, rax_in, want)					\
+/* Natively and emulated, from the same DS; @want (0: none) is the exception. */
+#define CHECK(name, insn, rax_in, ds_in, want)				\
 ({									\
 	struct outcome native, emulated;				\
 									\
-	RUN(KVM_ASM_SAFE, insn, rax_in, &native);			\
-	RUN(KVM_ASM_SAFE_FEP, insn, rax_in, &emulated);			\
+	RUN(KVM_ASM_SAFE, insn, rax_in, ds_in, &native);		\
+	RUN(KVM_ASM_SAFE_FEP, insn, rax_in, ds_in, &emulated);		\
 	__GUEST_ASSERT(native.vector == (want),				\
 		       name ": wanted vector %u, the CPU says %u",	\
 		       want, native.vector);				\
@@ -75,35 +76,36 @@ static u16 guest_ds(void)
 /* ModRM.reg alone names a segment register. */
 static void guest_rex_r(void)
 {
-	u16 ds = guest_ds();
+	u16 ds = guest_ds(), null = 0;
 
-	CHECK("MOV EAX, DS", "0x8c, 0xd8", -1ull, 0);
-	CHECK("MOV EAX, DS + REX.R", "0x44, 0x8c, 0xd8", -1ull, 0);
-	CHECK("MOV [RAX], DS + REX.R", "0x44, 0x8c, 0x18", (u64)mem, 0);
-	CHECK("MOV DS, EAX + REX.R", "0x44, 0x8e, 0xd8", (u64)ds, 0);
-	CHECK("MOV DS, EAX + REX.R", "0x44, 0x8e, 0xd8", 0ull, 0);
-	GUEST_ASSERT_EQ(guest_ds(), 0);
-	CHECK("MOV DS, EAX", "0x8e, 0xd8", (u64)ds, 0);
+	CHECK("MOV EAX, DS", "0x8c, 0xd8", -1ull, ds, 0);
+	CHECK("MOV EAX, DS + REX.R", "0x44, 0x8c, 0xd8", -1ull, ds, 0);
+	CHECK("MOV [RAX], DS + REX.R", "0x44, 0x8c, 0x18", (u64)mem, ds, 0);
+	CHECK("MOV DS, EAX", "0x8e, 0xd8", (u64)null, ds, 0);
+	GUEST_ASSERT_EQ(guest_ds(), null);
+	CHECK("MOV DS, EAX + REX.R", "0x44, 0x8e, 0xd8", (u64)ds, null, 0);
 	GUEST_ASSERT_EQ(guest_ds(), ds);
 
-	CHECK("MOV CS, EAX", "0x8e, 0xc8", (u64)ds, UD_VECTOR);
-	CHECK("MOV CS, EAX + REX.R", "0x44, 0x8e, 0xc8", (u64)ds, UD_VECTOR);
-	CHECK("MOV EAX, segment register 6", "0x8c, 0xf0", -1ull, UD_VECTOR);
-	CHECK("MOV EAX, segment register 6 + REX.R", "0x44, 0x8c, 0xf0", -1ull, UD_VECTOR);
+	CHECK("MOV CS, EAX", "0x8e, 0xc8", (u64)ds, ds, UD_VECTOR);
+	CHECK("MOV CS, EAX + REX.R", "0x44, 0x8e, 0xc8", (u64)ds, ds, UD_VECTOR);
+	CHECK("MOV EAX, segment register 6", "0x8c, 0xf0", -1ull, ds, UD_VECTOR);
+	CHECK("MOV EAX, segment register 6 + REX.R", "0x44, 0x8c, 0xf0", -1ull, ds, UD_VECTOR);
 	GUEST_DONE();
 }
 
 /* Memory gets two bytes, whatever the operand size. */
 static void guest_rex_w(void)
 {
-	CHECK("MOV [RAX], DS, 16 bits", "0x66, 0x8c, 0x18", (u64)mem, 0);
-	CHECK("MOV [RAX], DS", "0x8c, 0x18", (u64)mem, 0);
-	CHECK("MOV [RAX], DS + REX.W", "0x48, 0x8c, 0x18", (u64)mem, 0);
-	CHECK("SLDT [RAX]", "0x0f, 0x00, 0x00", (u64)mem, 0);
-	CHECK("SLDT [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x00", (u64)mem, 0);
-	CHECK("STR [RAX]", "0x0f, 0x00, 0x08", (u64)mem, 0);
-	CHECK("STR [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x08", (u64)mem, 0);
-	CHECK("MOV RAX, DS + REX.W", "0x48, 0x8c, 0xd8", -1ull, 0);
+	u16 ds = guest_ds();
+
+	CHECK("MOV [RAX], DS, 16 bits", "0x66, 0x8c, 0x18", (u64)mem, ds, 0);
+	CHECK("MOV [RAX], DS", "0x8c, 0x18", (u64)mem, ds, 0);
+	CHECK("MOV [RAX], DS + REX.W", "0x48, 0x8c, 0x18", (u64)mem, ds, 0);
+	CHECK("SLDT [RAX]", "0x0f, 0x00, 0x00", (u64)mem, ds, 0);
+	CHECK("SLDT [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x00", (u64)mem, ds, 0);
+	CHECK("STR [RAX]", "0x0f, 0x00, 0x08", (u64)mem, ds, 0);
+	CHECK("STR [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x08", (u64)mem, ds, 0);
+	CHECK("MOV RAX, DS + REX.W", "0x48, 0x8c, 0xd8", -1ull, ds, 0);
 	GUEST_DONE();
 }
 
