@@ -7,7 +7,9 @@
  *
  * The guest runs in real mode.
  */
+#define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/sysinfo.h>
 #include <sys/time.h>
@@ -29,6 +31,7 @@
 #define NR_ROUNDS	8
 #define SOON		50000	/* cycles, i.e. instructions: half a millisecond */
 
+#define APIC_IRR	0x200
 #define APIC_SPIV	0xf0
 #define APIC_SPIV_ON	0x1ff
 #define MSI_ADDRESS	0xfee00000u	/* of the CPU whose APIC has number 0 */
@@ -144,6 +147,7 @@ static void on_alarm(int sig)
 {
 }
 
+/* Without @code the guest goes on. */
 static bool signal_stops(const u8 *code, size_t size)
 {
 	/* More than once: the first signal may come before KVM_RUN. */
@@ -155,7 +159,7 @@ static bool signal_stops(const u8 *code, size_t size)
 	bool stopped;
 
 	sigaction(SIGALRM, &action, NULL);
-	if (!set(code, size, RFLAGS, 0, 0) ||
+	if ((code && !set(code, size, RFLAGS, 0, 0)) ||
 	    setitimer(ITIMER_REAL, &timer, NULL))
 		return false;
 	stopped = ioctl(vcpu, KVM_RUN, 0) == -1 && errno == EINTR;
@@ -175,9 +179,23 @@ static bool halt(void)
 	       signal_stops(code_halt, sizeof(code_halt));
 }
 
+/* Whether the guest is behind its HLT, and no further. */
+static bool is_halted(void)
+{
+	struct kvm_regs regs;
+
+	if (ioctl(vcpu, KVM_GET_REGS, &regs))
+		return false;
+	if (regs.rip != CODE + 1)
+		ktap_note("RIP is %llx, HLT is at %x", regs.rip, CODE);
+	return regs.rip == CODE + 1;
+}
+
 static bool halt_goes_on(void)
 {
-	return signal_stops(code_halt_once, sizeof(code_halt_once));
+	return create(false, KVM_X86_DISABLE_EXITS_HLT) &&
+	       signal_stops(code_halt_once, sizeof(code_halt_once)) && is_halted() &&
+	       signal_stops(NULL, 0) && is_halted();
 }
 
 /* The SS of a stack in a page that the guest has to fault in. */
@@ -290,16 +308,27 @@ static bool irq_ends_hlt(void)
 	return late <= NR_ROUNDS / 4;
 }
 
+static bool run_on(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	return !sched_setaffinity(0, sizeof(cpus), &cpus);
+}
+
+/* Returns NULL if all were sent. */
 static void *send_irqs(void *unused)
 {
 	struct kvm_msi msi = { .address_lo = MSI_ADDRESS, .data = VECTOR };
+	bool sent = run_on(1);
 	int i;
 
 	for (i = 0; i < 4; i++) {
 		usleep(10000);
-		ioctl(vm, KVM_SIGNAL_MSI, &msi);
+		sent &= ioctl(vm, KVM_SIGNAL_MSI, &msi) == 1;
 	}
-	return NULL;
+	return sent ? NULL : &vm;
 }
 
 /* Interrupts for a guest that halts with IF=0, by another CPU, i.e. posted. */
@@ -308,9 +337,10 @@ static bool masked_irq_leaves_hlt(void)
 	struct kvm_lapic_state apic;
 	sigset_t alarm, old;
 	pthread_t sender;
+	void *unsent;
 	bool stopped;
 
-	if (!create_with_apic(KVM_X86_DISABLE_EXITS_HLT, &apic) ||
+	if (!run_on(0) || !create_with_apic(KVM_X86_DISABLE_EXITS_HLT, &apic) ||
 	    ioctl(vcpu, KVM_SET_LAPIC, &apic))
 		return false;
 	sigemptyset(&alarm);
@@ -320,8 +350,13 @@ static bool masked_irq_leaves_hlt(void)
 		return false;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	stopped = signal_stops(code_halt_once, sizeof(code_halt_once));
-	pthread_join(sender, NULL);
-	return stopped;
+	pthread_join(sender, &unsent);
+	if (unsent || ioctl(vcpu, KVM_GET_LAPIC, &apic) ||
+	    !(apic.regs[APIC_IRR + VECTOR / 32 * 16 + VECTOR % 32 / 8] & 1 << VECTOR % 8)) {
+		ktap_note("the interrupt isn't pending");
+		return false;
+	}
+	return stopped && is_halted();
 }
 
 int main(void)
