@@ -217,6 +217,13 @@ step_untick() {
 	[ ! -t 2 ] || printf '\r\033[K' >&2
 }
 
+# runs PID: whether that background job still does.
+runs() {
+	local p
+	for p in $(jobs -pr); do [ "$p" != "$1" ] || return 0; done
+	return 1
+}
+
 # end_jobs SIGNAL [PID]: to the background jobs that still run, or to that one if it
 # does, with its process group if it has one.  What has ended may have left its number
 # to a process of somebody else.
