@@ -92,7 +92,8 @@ static struct {
 static u32 kvm_cpu_caps[64];
 static bool kvm_is_configuring_cpu_caps = true;
 
-/* What the CPU, the VMCS and MSR bitmaps say. */
+/* What the CPU, the guest, the VMCS and MSR bitmaps say. */
+static bool in_64_bit_mode;
 static bool cpu_has_apx, cpu_has_decode_assists, cpu_has_mmio_stale_data;
 static bool is_using_evmcs, spec_ctrl_is_intercepted, has_host_mmio;
 
@@ -102,6 +103,7 @@ static bool is_using_evmcs, spec_ctrl_is_intercepted, has_host_mmio;
 #define boot_cpu_has(f)			cpu_has(f)
 #define static_cpu_has(f)		cpu_has(f)
 #define cpu_feature_enabled(f)		cpu_has(f)
+#define is_64_bit_mode(v)		((void)(v), in_64_bit_mode)
 #define kvm_is_using_evmcs()		is_using_evmcs
 #define msr_write_intercepted(v, msr)	((void)(v), (msr) == MSR_IA32_SPEC_CTRL && spec_ctrl_is_intercepted)
 #define kvm_vcpu_can_access_host_mmio(v) ((void)(v), has_host_mmio)
@@ -392,11 +394,12 @@ static void check_decode_assist(void)
 	struct kvm_vcpu vcpu;
 	int i;
 
-	for (i = 0; i < 4; i++) {
+	for (i = 0; i < 8; i++) {
 		cpu_has_decode_assists = i & 1;
 		vcpu.arch.xcr0 = FP | (i & 2 ? APX : 0);
-		want(svm_has_gpr_decode_assist(&vcpu) == (i == 1),
-		     "decode assists %d, XCR0.APX %d", i & 1, i >> 1);
+		in_64_bit_mode = i & 4;
+		want(svm_has_gpr_decode_assist(&vcpu) == (cpu_has_decode_assists && (i & 6) != 6),
+		     "decode assists %d, XCR0.APX %d, 64-bit mode %d", i & 1, i >> 1 & 1, i >> 2);
 	}
 }
 
