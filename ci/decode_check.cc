@@ -2,19 +2,23 @@
 //
 // Compares Bochs's decoder with LLVM's disassembler and the kernel's insn.c over
 // all encodings of some shape: is it an instruction, how long is it, which
-// registers does it name?  Links the stand-alone decoder of a configured Bochs;
-// LLVM's C interface comes from the library that is the first argument.
+// registers, address and immediate does it have, and with EVEX which name?  Links
+// the stand-alone decoder of a configured Bochs; LLVM's C interface comes from the
+// library that is the first argument.
 //
 // Usage: decode_check LIBLLVM SWEEP MAP [OPCODE [LAST-OPCODE]]
 //   payloads    EVEX: all of P2, and of P1 but for a choice of vvvv; registers 0-7
 //   registers   EVEX: all of the register bits, with ND, W and pp; in the maps of
 //               vector instructions all lengths instead of ND
 //   forms       EVEX: every ModRM, index and base, what may stand in front
+//   displacements EVEX: a displacement of a byte, with opcode, W, pp, /digit, vector
+//               length, broadcast and a mask
 //   rex2        REX2: all payloads of map 0 or 1, each with one prefix or none
 //   rex2-forms  REX2: every ModRM, index and base, what may stand in front
 // Output: a line for each kind of difference: "MAP OPCODE BOCHS OTHER COUNT"
 //   with an example, BOCHS and OTHER being the instruction or "-".  OTHER is
-//   "registers" if only these differ from LLVM's, "ignores:FIELD" or
+//   "registers", "displacement", "scale", "segment", "immediate" or "mnemonic:LLVM'S"
+//   if this differs from LLVM's and the length does not, "ignores:FIELD" or
 //   "ignores:PREFIX" if LLVM takes what is none to Bochs, and prints the same
 //   when that field has another value or that prefix is left out, with which it
 //   is one to Bochs, too; "takes:FIELD" if it is one to both of them in spite of
@@ -119,6 +123,138 @@ static bool same_text_registers(const char *mine, const char *text, int kinds)
 	char a[TEXT], b[TEXT];
 
 	return !strcmp(registers(mine, kinds, a), registers(text, kinds, b));
+}
+
+// The address in LLVM's text, of which there is one at most: segment, displacement,
+// and scale; scale 0: there is no index.
+struct address {
+	bool is;
+	int segment;
+	Bit32u displacement;
+	unsigned scale;
+};
+
+static address address_of(const char *text)
+{
+	address a = { false, BX_SEG_REG_DS, 0, 0 };
+	const char *p = text, *end, *index;
+
+	// Where it begins: with a number, which the hash of a comment or the dollar of
+	// an immediate is not in front of, or a parenthesis, but not that of %st(1).
+	for (; *p && *p != '#'; p++) {
+		bool first = p > text && strchr(" \t,:*", p[-1]);
+		if ((first && (isdigit(*p) || (*p == '-' && isdigit(p[1])))) || (*p == '(' && !isdigit(p[1])))
+			break;
+	}
+	if (!*p || *p == '#')
+		return a;
+	a.is = true;
+	if (p - text > 3 && p[-1] == ':' && p[-2] == 's')
+		a.segment = strcspn("ecsdfg", std::string(1, p[-3]).c_str()); // as Bochs counts them
+	a.displacement = strtoll(p, (char **)&p, 10);
+	if (*p != '(')
+		return a;
+	end = strchr(p, ')');
+	index = strchr(p, ',');
+	if (!end || !index || index > end || !strncmp(index + 3, "iz", 2))
+		return a;
+	index = strchr(index + 1, ',');
+	a.scale = index && index < end ? atoi(index + 1) : 1;
+	return a;
+}
+
+// What differs between the address of an instruction and LLVM's, or NULL.  That
+// there is an index is up to the registers.
+static const char *different_address(const bxInstruction_c *i, const char *text)
+{
+	address a = address_of(text);
+	auto base = [](int segment) { return segment < BX_SEG_REG_FS ? 0 : segment; };
+
+	if (!a.is)
+		return i->modC0() ? NULL : "displacement";
+	// The address of INS, which no prefix changes.
+	if (i->modC0() && a.segment == BX_SEG_REG_ES)
+		return NULL;
+	// In 64-bit mode only FS and GS have a base.
+	if (base(a.segment) != base(i->seg()))
+		return "segment";
+	// Without ModRM it is a mere register.
+	if (i->modC0())
+		return NULL;
+	if (a.displacement != Bit32u(i->displ32s()))
+		return "displacement";
+	return a.scale && a.scale != 1u << i->sibScale() ? "scale" : NULL;
+}
+
+static const char *immediate(const char *p)
+{
+	while (*p && *p != '$' && *p != '#')
+		p++;
+	return *p == '$' ? p + 1 : NULL;
+}
+
+// Bochs prints as many digits as an immediate has after its extension, LLVM a
+// decimal number with a sign or without.
+static bool same_immediates(const char *mine, const char *text)
+{
+	for (;;) {
+		char *end;
+
+		mine = immediate(mine);
+		text = immediate(text);
+		if (!mine || !text)
+			return !mine && !text;
+		Bit64u a = strtoull(mine, &end, 16), b = *text == '-' ? strtoll(text, NULL, 10) : strtoull(text, NULL, 10);
+		int digits = end - mine - 2;
+		if (digits < 16)
+			b &= (1ULL << 4 * digits) - 1;
+		if (a != b)
+			return false;
+		mine = end;
+	}
+}
+
+// The name behind {evex}, {nf} and prefixes.
+static std::string mnemonic_of(const char *p)
+{
+	for (;;) {
+		p += strspn(p, " \t");
+		if (*p == '{') {
+			p += strcspn(p, "}") + 1;
+			continue;
+		}
+		size_t n = strcspn(p, " \t");
+		if (strncmp(p, "rep", 3) && strncmp(p, "lock ", 5) && strncmp(p, "lock\t", 5) && strncmp(p, "addr32", 6))
+			return std::string(p, n);
+		p += n;
+	}
+}
+
+// One of them may have a letter for the width at its end, and LLVM has names of its
+// own for some conditions.
+static bool same_mnemonic(const char *mine, const char *text)
+{
+	static const char *const with_condition[] = { "setzu", "set", "cfcmov", "cmov", "ccmp", "ctest", "cmp" };
+	static const char *const conditions[][2] = { {"nbe", "a"}, {"nle", "g"}, {"nb", "ae"}, {"nl", "ge"}, {"nz", "ne"}, {"z", "e"} };
+	std::string a = mnemonic_of(mine), b = mnemonic_of(text);
+	auto longer = [](const std::string &s, const std::string &by) {
+		return by.size() == s.size() + 1 && !by.compare(0, s.size(), s) && strchr("bwlqxyz", by.back());
+	};
+
+	if (a == b || longer(a, b) || longer(b, a))
+		return true;
+	for (const char *w : with_condition) {
+		size_t n = strlen(w);
+		if (a.compare(0, n, w))
+			continue;
+		for (auto c : conditions)
+			if (!a.compare(n, strlen(c[0]), c[0])) {
+				a.replace(n, strlen(c[0]), c[1]);
+				break;
+			}
+		break;
+	}
+	return a == b || longer(a, b) || longer(b, a);
 }
 
 static bool is_rex(Bit8u b) { return (b & 0xf0) == 0x40; }
@@ -403,11 +539,12 @@ static void compare_fields(const encoding &e, int len, const char *name, const c
 	}
 }
 
-static void compare(encoding e)
+// With both: only what both take for an instruction.
+static void compare(encoding e, bool both = false)
 {
 	bxInstruction_c i;
-	char text[TEXT], mine[TEXT] = "", mnemonic[64] = "-";
-	const char *name = "-";
+	char text[TEXT], mine[TEXT] = "", ignores[16];
+	const char *name = "-", *what;
 	unsigned ignored;
 
 	int len_bochs = bochs(e.b, &i);
@@ -418,6 +555,8 @@ static void compare(encoding e)
 	int len_llvm = llvm_of(e, text);
 	if (len_llvm + dropped > MAX_LEN)
 		len_llvm = 0;
+	if (both && (!len_bochs || !len_llvm))
+		return;
 	if (len_bochs) {
 		name = get_bx_opcode_name(i.getIaOpcode()) + 6;
 		disasm(mine, &i, 0, 0, BX_DISASM_GAS);
@@ -425,9 +564,18 @@ static void compare(encoding e)
 	compared++;
 	compare_kernel(e, len_bochs, name, mine);
 	if (len_bochs == len_llvm) {
-		if (len_bochs && !same_registers(e, len_llvm, mine, text))
+		if (!len_bochs)
+			return;
+		if (!same_registers(e, len_llvm, mine, text))
 			differs(e, name, "registers", mine, text);
-		if (len_bochs && e.evex && strchr("47", *e.map))
+		if ((what = different_address(&i, text)))
+			differs(e, name, what, mine, text);
+		if (!same_immediates(mine, text))
+			differs(e, name, "immediate", mine, text);
+		// Behind REX2 the names would say little but what prefix LLVM forgets.
+		if (e.evex && !same_mnemonic(mine, text))
+			differs(e, name, ("mnemonic:" + mnemonic_of(text)).c_str(), mine, text);
+		if (e.evex && strchr("47", *e.map))
 			compare_fields(e, len_llvm, name, mine, text);
 		return;
 	}
@@ -437,24 +585,15 @@ static void compare(encoding e)
 			if (!(ignored & 1 << n))
 				continue;
 			if (e.evex)
-				snprintf(mnemonic, sizeof(mnemonic), "ignores:%s", fields[n]);
+				snprintf(ignores, sizeof(ignores), "ignores:%s", fields[n]);
 			else
-				snprintf(mnemonic, sizeof(mnemonic), "ignores:%02x", mandatory[n]);
-			differs(e, name, mnemonic, mine, text);
+				snprintf(ignores, sizeof(ignores), "ignores:%02x", mandatory[n]);
+			differs(e, name, ignores, mine, text);
 		}
 		if (ignored)
 			return;
 	}
-	if (len_llvm) {
-		// behind {evex}, {nf} and prefixes
-		const char *p = text + strspn(text, " \t");
-		while (sscanf(p, "%60s", mnemonic) == 1 &&
-		       (*p == '{' || !strcmp(mnemonic, "addr32") || !strncmp(mnemonic, "rep", 3))) {
-			p = *p == '{' ? strchr(p, '}') + 1 : p + strlen(mnemonic);
-			p += strspn(p, " \t");
-		}
-	}
-	differs(e, name, mnemonic, mine, text);
+	differs(e, name, len_llvm ? mnemonic_of(text).c_str() : "-", mine, text);
 }
 
 // What stands in front: up to three bytes.
@@ -499,13 +638,27 @@ template <typename F> static void each_shape(unsigned set, F f)
 				f(Bit8u((shapes[n][0] & 0xc7) | digit << 3), shapes[n][1]);
 }
 
+// What follows ModRM: the SIB if there is one, then a displacement and an immediate
+// of which no two bytes are the same.
+static void finish(encoding &e, Bit8u modrm, Bit8u sib)
+{
+	static const Bit8u rest[] = { 0x81, 0xf2, 0x63, 0xd4, 0x45, 0xb6, 0x27, 0x98, 0x19, 0x8a, 0x3b, 0xcc };
+	Bit8u *b = e.b + e.modrm;
+
+	*b++ = modrm;
+	if (modrm < 0xc0 && (modrm & 7) == 4)
+		*b++ = sib;
+	memcpy(b, rest, sizeof(rest));
+}
+
 static void compare_rex2(int map, const front &f, Bit8u payload, Bit8u op, Bit8u modrm, Bit8u sib)
 {
 	encoding e = { {}, f.n, f.n + 3, map ? "r1" : "r0", false };
-	const Bit8u bytes[] = { 0xd5, Bit8u(map << 7 | payload), op, modrm, sib };
+	const Bit8u bytes[] = { 0xd5, Bit8u(map << 7 | payload), op };
 
 	memcpy(e.b, f.b, f.n);
 	memcpy(e.b + f.n, bytes, sizeof(bytes));
+	finish(e, modrm, sib);
 	compare(e);
 }
 
@@ -536,10 +689,11 @@ static encoding evex(int map, const front &f, Bit8u p0, Bit8u p1, Bit8u p2, Bit8
 {
 	static const char *const maps[] = { "0", "1", "2", "3", "4", "5", "6", "7" };
 	encoding e = { {}, f.n, f.n + 5, maps[map], true };
-	const Bit8u bytes[] = { 0x62, Bit8u((p0 & 0xf8) | map), p1, p2, op, modrm, sib };
+	const Bit8u bytes[] = { 0x62, Bit8u((p0 & 0xf8) | map), p1, p2, op };
 
 	memcpy(e.b, f.b, f.n);
 	memcpy(e.b + f.n, bytes, sizeof(bytes));
+	finish(e, modrm, sib);
 	return e;
 }
 
@@ -619,6 +773,21 @@ static void evex_forms(int map, int op)
 	}
 }
 
+// A displacement of a byte counts in units of what the instruction accesses: with
+// all that this may depend on.  Where a broadcast or a mask is allowed is not looked
+// at: LLVM knows that from the opcode, Bochs not before it runs.
+static void displacements(int map, int op)
+{
+	for (int digit = 0; digit < 8; digit++)
+	for (Bit8u rm : { 0, 4 })
+	for (int p1 = 0; p1 < 8; p1++)
+	for (int length_b = 0; length_b < 6; length_b++)
+	for (Bit8u aaa : { 0, 1 }) {
+		Bit8u b2 = (p1 & 4) << 5 | (p1 & 3) | 0x7c;
+		compare(evex(map, evex_fronts[0], 0xf0, b2, length_b << 4 | 8 | aaa, op, 0x40 | digit << 3 | rm, 0x51), true);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -626,6 +795,7 @@ int main(int argc, char **argv)
 		void (*run)(int map, int op);
 	} sweeps[] = {
 		{ "payloads", payloads }, { "registers", evex_registers }, { "forms", evex_forms },
+		{ "displacements", displacements },
 		{ "rex2", rex2 }, { "rex2-forms", rex2_forms },
 	};
 	void (*run)(int map, int op) = NULL;
