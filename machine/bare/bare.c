@@ -11,10 +11,13 @@
  * 4. Code in SMRAM runs in SMM alone; outside there is the memory of a device, #UD.
  * 5. On a CPU with SVM, VMRUN that fails leaves EVENTINJ and the guest's state in the
  *    VMCB, but for EVENTINJ.V.
- * 6. The XSAVE family, XSAVES and XRSTORS with it, against the model of
+ * 6. On a CPU with VMX, INVEPT, INVVPID and INVPCID look at all of their type, #GP
+ *    comes before the exits of INVPCID and XSETBV, and UMWAIT and TPAUSE exit with
+ *    their instruction information.
+ * 7. The XSAVE family, XSAVES and XRSTORS with it, against the model of
  *    machine/tests/xsave_model.h, for random values of XCR0.APX and IA32_XSS; not
  *    if there are TRIALS.
- * 7. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 8. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -854,7 +857,10 @@ static u64 vmread(u32 field)
 
 #define EXIT_MSR_STORES	0x400e
 #define EXIT_MSR_LOADS	0x4010
+#define EXTENDED_INFO	0x2406
 #define EXIT_REASON	0x4402
+#define EXIT_INTERRUPTION 0x4404
+#define INSTRUCTION_INFO 0x440e
 
 static u64 must(u32 msr, u64 v)
 {
@@ -925,6 +931,120 @@ static void fill_vmcs(void)
 	vmwrite(0x681c, SCRATCH + 0x8000);
 	vmwrite(0x681e, CODE);
 	vmwrite(0x6820, random_rflags() & ~0x20000ull);
+}
+
+/*
+ * Run @code in a guest, with every exit that the instructions of check_vmx() have and
+ * an exit for #GP.  With @user at CPL 3, in 32-bit code without paging: the pages
+ * of this program are a supervisor's.  Returns the exit reason, or ~0.
+ */
+static u32 run_guest(const u8 *code, u32 size, bool user)
+{
+	int vector;
+
+	do {
+		fill_vmcs();
+		/* I/O and MSR bitmaps, RDTSC and INVLPG; EPT, unrestricted guest, INVPCID, UMWAIT. */
+		vmwrite(0x4002, must(0x482, 1u << 31 | 1u << 28 | 1u << 25 | 1u << 12 | 1u << 9));
+		vmwrite(0x401e, must(0x48b, 1u << 26 | 1u << 12 | 1u << 7 | 1u << 1));
+		vmwrite(0x4004, 1u << GP);
+		vmwrite(0x6820, 2);
+		if (user) {
+			vmwrite(0x4012, must(0x484, 0));
+			vmwrite(0x6800, read_cr0() & ~(1ull << 31));
+			vmwrite(0x0802, CS64 | 3);
+			vmwrite(0x4816, 0xc0fb);
+			vmwrite(0x0804, DS64 | 3);
+			vmwrite(0x4818, 0xc0f3);
+		}
+		memset((void *)CODE, 0xcc, 32);
+		memcpy((void *)CODE, code, size);
+		memset((void *)SCRATCH, 0, 16);
+		memset(regs, 0, 32 * sizeof(*regs));
+		regs[6] = SCRATCH;
+		vector = run((u64)do_vmlaunch, CS64, DS64, SCRATCH + 0x8000, 2);
+	} while (vector == NMI || (vector == VM_EXIT && vmread(EXIT_REASON) == 0 &&
+				   (u8)vmread(EXIT_INTERRUPTION) == NMI));
+	return vector == VM_EXIT ? vmread(EXIT_REASON) : ~0u;
+}
+
+/* Type 2, and what would be that with 32 bits of it. */
+static void check_types(void)
+{
+	static const u8 invpcid[] = {
+		0x66, 0x0f, 0x38, 0x82, 0x06,		/* invpcid (%rsi), %rax */
+		0xcc,
+	};
+	u64 zeroes[2] = { 0, 0 }, type;
+	bool pass = true, high;
+	u8 failed;
+	int i;
+
+	for (i = 31; i < 64; i++) {
+		high = i > 31;
+		type = 2 | (u64)high << i;
+		asm volatile("invept %1, %2; setna %0" : "=r"(failed) : "m"(zeroes), "r"(type) : "cc", "memory");
+		pass &= failed == high;
+		asm volatile("invvpid %1, %2; setna %0" : "=r"(failed) : "m"(zeroes), "r"(type) : "cc", "memory");
+		pass &= failed == high;
+		memcpy((void *)CODE, invpcid, sizeof(invpcid));
+		memset((void *)SCRATCH, 0, 16);
+		memset(regs, 0, 32 * sizeof(*regs));
+		regs[0] = type;
+		regs[6] = SCRATCH;
+		pass &= run_code() == (high ? GP : BP);
+	}
+	result(pass, "INVEPT, INVVPID and INVPCID take 64 bits of their type");
+}
+
+/* At CPL 0 they exit. */
+static void check_gp_before_exit(void)
+{
+	static const u8 invpcid[] = { 0x66, 0x0f, 0x38, 0x82, 0x06 };
+	static const u8 xsetbv_code[] = { 0x0f, 0x01, 0xd1 };
+	bool pass = true;
+
+	pass &= run_guest(invpcid, sizeof(invpcid), false) == 58;
+	pass &= run_guest(xsetbv_code, sizeof(xsetbv_code), false) == 55;
+	pass &= run_guest(invpcid, sizeof(invpcid), true) == 0 && (u8)vmread(EXIT_INTERRUPTION) == GP;
+	pass &= run_guest(xsetbv_code, sizeof(xsetbv_code), true) == 0 && (u8)vmread(EXIT_INTERRUPTION) == GP;
+	result(pass, "INVPCID and XSETBV at CPL 3 are #GP before they exit");
+}
+
+static bool has_waitpkg(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid_count(7, 0, eax, ebx, ecx, edx);
+	return ecx >> 5 & 1;
+}
+
+/* The register: bits 6:3, and 20:16 of the extended field. */
+static void check_waits(void)
+{
+	static const struct {
+		u8 code[5];
+		u32 reason, reg;
+	} waits[] = {
+		{ { 0xf2, 0x41, 0x0f, 0xae, 0xf2 }, 67, 10 },	/* umwait %r10d */
+		{ { 0x66, 0x41, 0x0f, 0xae, 0xf1 }, 68, 9 },	/* tpause %r9d */
+	};
+	bool pass = true;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(waits); i++)
+		pass &= run_guest(waits[i].code, sizeof(waits[i].code), false) == waits[i].reason &&
+			(vmread(INSTRUCTION_INFO) >> 3 & 0xf) == waits[i].reg &&
+			(vmread(EXTENDED_INFO) >> 16 & 0x1f) == waits[i].reg;
+	result(pass, "UMWAIT and TPAUSE exit with their instruction information");
+}
+
+static void check_vmx(void)
+{
+	check_types();
+	check_gp_before_exit();
+	if (has_waitpkg())
+		check_waits();
 }
 
 static void vmx_guest(void)
@@ -1073,7 +1193,8 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		(14 + state->svm + (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
+#define RESULTS		(14 + state->svm + (state->vmx ? 2 + has_waitpkg() : 0) + \
+			 (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
 
 void bare_main(void)
 {
@@ -1121,6 +1242,8 @@ void bare_main(void)
 		check_smram();
 		if (state->svm)
 			check_vmrun();
+		if (state->vmx)
+			check_vmx();
 		if (!TRIALS)
 			check_model();
 		init_by_port_92();

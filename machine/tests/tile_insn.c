@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The addresses of TILELOADD, TILELOADDT1 and TILESTORED: base, index times scale
- * as the distance between rows, displacement.  Without an index the distance is
- * zero, and without a SIB byte they are #UD.  With VEX, and where there is APX with
- * EVEX and R16-R31.
+ * as the distance between rows, displacement, with 67H 32 bits of all that.  Without
+ * an index the distance is zero, and without a SIB byte they are #UD.  With VEX, and
+ * where there is APX with EVEX and R16-R31.
  *
  * Usage: tile_insn [-s seed]
  * Exit status: 0 pass, 1 fail, 4 skipped: the CPU has no AMX, or the OS no use for it.
@@ -40,13 +40,15 @@ static const char * const names[] = {
 };
 static const u8 pps[] = { [LOAD] = 3, [LOADT1] = 1, [STORE] = 2 };
 
-static u8 mem[MEM_SIZE], want[MEM_SIZE], tile[ROWS * ROW], wanted[ROWS * ROW];
+/* 67H reaches it: a static program is in the lower 4 GiB. */
+static u8 mem[MEM_SIZE];
+static u8 want[MEM_SIZE], tile[ROWS * ROW], wanted[ROWS * ROW];
 static u8 *code;
 static bool apx;
 static sigjmp_buf trap;
 static volatile bool may_trap;
 
-static void on_sigill(int sig)
+static void on_signal(int sig)
 {
 	if (may_trap)
 		siglongjmp(trap, sig);
@@ -116,8 +118,10 @@ static u8 *put_opcode(u8 *p, enum insn insn, int base, int index, bool evex)
 }
 
 /* Tile @t; SIB with any base and any index but RSP, or with none, and disp32. */
-static u8 *put_insn(u8 *p, enum insn insn, int t, int base, int index, int scale, int disp)
+static u8 *put_insn(u8 *p, enum insn insn, int t, int base, int index, int scale, int disp, bool as32)
 {
+	if (as32)
+		*p++ = 0x67;
 	p = put_opcode(p, insn, base, index, base >= 16 || index >= 16 || (apx && rng_below(4) == 0));
 	*p++ = 0x80 | t << 3 | 4;
 	*p++ = scale << 6 | (index & 7) << 3 | (base & 7);
@@ -127,7 +131,7 @@ static u8 *put_insn(u8 *p, enum insn insn, int t, int base, int index, int scale
 
 /* Run what ends at @p with these registers. */
 static void run_insn(enum insn insn, int t, int base, u64 base_value, int index, u64 index_value,
-		     int scale, int disp)
+		     int scale, int disp, bool as32)
 {
 	u8 *p = put_push(code, base);
 
@@ -136,7 +140,7 @@ static void run_insn(enum insn insn, int t, int base, u64 base_value, int index,
 	p = put_mov(p, base, base_value);
 	if (index != NO_INDEX)
 		p = put_mov(p, index, index_value);
-	p = put_insn(p, insn, t, base, index, scale, disp);
+	p = put_insn(p, insn, t, base, index, scale, disp, as32);
 	if (index != NO_INDEX)
 		p = put_pop(p, index);
 	p = put_pop(p, base);
@@ -171,11 +175,12 @@ static void random_bytes(u8 *p, u32 size)
 
 static u32 failed;
 
-static void one(enum insn insn, bool has_index)
+static void one(enum insn insn, bool has_index, bool as32)
 {
 	int t = rng_below(8), base = any_reg(-1), index = NO_INDEX, scale = rng_below(4), r;
 	int disp = (int)rng();
 	s64 stride = 0;
+	u64 high = as32 ? rng() << 32 : 0;
 
 	if (has_index) {
 		index = any_reg(base);
@@ -186,7 +191,7 @@ static void one(enum insn insn, bool has_index)
 	memcpy(want, mem, sizeof(want));
 	memcpy(wanted, tile, sizeof(wanted));
 	/* Whoever sets or reads the tile does it by a plain index, RCX. */
-	run_insn(LOAD, t, 0, (u64)tile, 1, ROW, 0, 0);
+	run_insn(LOAD, t, 0, (u64)tile, 1, ROW, 0, 0, false);
 	for (r = 0; r < ROWS; r++) {
 		u8 *row = want + MIDDLE + r * (stride * (1 << scale));
 
@@ -195,26 +200,32 @@ static void one(enum insn insn, bool has_index)
 		else
 			memcpy(wanted + r * ROW, row, ROW);
 	}
-	run_insn(insn, t, base, (u64)(mem + MIDDLE) - disp, index, stride, scale, disp);
+	/* An address that is wrong may be none. */
+	may_trap = true;
+	if (sigsetjmp(trap, 1) == 0)
+		run_insn(insn, t, base, ((u64)(mem + MIDDLE) - disp) ^ high, index, stride ^ high, scale, disp, as32);
+	else
+		configure();
+	may_trap = false;
 	memset(tile, 0, sizeof(tile));
-	run_insn(STORE, t, 0, (u64)tile, 1, ROW, 0, 0);
+	run_insn(STORE, t, 0, (u64)tile, 1, ROW, 0, 0, false);
 	if (!memcmp(mem, want, sizeof(mem)) && !memcmp(tile, wanted, sizeof(tile)))
 		return;
 	if (failed++ < 5)
-		ktap_note("%s: base %d, index %d times %d, stride %lld", names[insn], base, index, 1 << scale,
-			  (long long)stride);
+		ktap_note("%s%s: base %d, index %d times %d, stride %lld", as32 ? "67H, " : "", names[insn], base,
+			  index, 1 << scale, (long long)stride);
 }
 
-static void test(enum insn insn, bool has_index)
+static void test(enum insn insn, bool has_index, bool as32)
 {
 	int i;
 
 	failed = 0;
 	configure();
 	for (i = 0; i < TRIALS; i++)
-		one(insn, has_index);
-	ktap_result(!failed, "%s %s index: %u cases, %u failed", names[insn], has_index ? "with" : "without",
-		    TRIALS, failed);
+		one(insn, has_index, as32);
+	ktap_result(!failed, "%s %s index%s: %u cases, %u failed", names[insn], has_index ? "with" : "without",
+		    as32 ? ", 67H" : "", TRIALS, failed);
 }
 
 static bool is_ud(void)
@@ -262,7 +273,7 @@ static void test_no_sib(enum insn insn)
 
 int main(int argc, char **argv)
 {
-	struct sigaction action = { .sa_handler = on_sigill };
+	struct sigaction action = { .sa_handler = on_signal };
 	u64 seed = SEED;
 	int i;
 
@@ -274,14 +285,17 @@ int main(int argc, char **argv)
 		return ktap_skip_all("the OS does not let a process use AMX");
 	code = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	sigaction(SIGILL, &action, NULL);
+	sigaction(SIGSEGV, &action, NULL);
+	sigaction(SIGBUS, &action, NULL);
 
-	ktap_plan(9);
+	ktap_plan(12);
 	apx = !apx_missing();
 	ktap_note("seed %llu%s", (unsigned long long)seed, apx ? ", with APX" : "");
 	rng_seed(seed);
 	for (i = LOAD; i <= STORE; i++) {
-		test(i, true);
-		test(i, false);
+		test(i, true, false);
+		test(i, false, false);
+		test(i, true, true);
 		test_no_sib(i);
 	}
 	return ktap_exit();
