@@ -580,6 +580,13 @@ static bool set_nested_state(void)
 	static union nested_state nested;
 	int n, r;
 
+	/*
+	 * KVM_SET_SREGS refuses bits of CR4 that CPUID doesn't have any more, which
+	 * KVM_SET_CPUID2 leaves set: there would be no way back.
+	 */
+	if (!is_in_l2(&before) && __vcpu_ioctl(vcpu, KVM_SET_SREGS, &before.sregs))
+		return true;
+
 	soak_copy(&nested, before.nested_, sizeof(nested));
 	if (soak_once_in(&rng, 2))
 		invent_nested_state(&nested);
