@@ -17,7 +17,9 @@
  * 7. The XSAVE family, XSAVES and XRSTORS with it, against the model of
  *    machine/tests/xsave_model.h, for random values of XCR0.APX and IA32_XSS; not
  *    if there are TRIALS.
- * 8. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 8. A write to a read-only page while CR0.WP is clear sets its dirty flag, unless
+ *    the CPU has CET.
+ * 9. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -56,6 +58,7 @@
 #define MSR_XSS			0xda0
 
 #define CR4_VMXE	(1u << 13)
+#define DIRTY		(1u << 6)
 #define ICR		(APIC + 0x300)
 #define ICR_SMI		0x4200		/* to the CPU itself: both numbers are 0 */
 #define ICR_INIT	0x4500
@@ -617,6 +620,14 @@ static void check_smm(void)
 	result(changed == i, "code that was decoded sees an SMI's handler change XCR0.APX");
 }
 
+static bool has_cet(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	__cpuid_count(7, 0, eax, ebx, ecx, edx);
+	return ecx >> 7 & 1 || edx >> 20 & 1;
+}
+
 /* The image, i.e. its page tables as well, is read-only with paging. */
 static void map_smram(bool on)
 {
@@ -640,6 +651,8 @@ static void check_smram(void)
 	outl(0xcf8, 0x80000070);
 	outb(0xcfe, 0x0a);
 	map_smram(true);
+	result(!(pt[(u64)pt >> 12] & DIRTY) == has_cet(),
+	       "a write to a read-only page sets its dirty flag, but with CET");
 	*(u8 *)CODE = 0xcc;
 	put64((void *)SCRATCH, 0x8000, CODE);	/* where the RET would go */
 	for (i = 0; i < 3; i++) {
@@ -1193,7 +1206,7 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		(14 + state->svm + (state->vmx ? 2 + has_waitpkg() : 0) + \
+#define RESULTS		(15 + state->svm + (state->vmx ? 2 + has_waitpkg() : 0) + \
 			 (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
 
 void bare_main(void)
