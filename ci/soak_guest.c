@@ -35,6 +35,7 @@
 
 #define MAX_VCPUS	8
 #define MAX_SECRET_THREADS 4
+#define STUCK_SECONDS	20
 
 #define MMIO_GPA	0xd0000000ull
 #define MMIO_GVA	0xd0000000ull
@@ -623,6 +624,7 @@ struct host {
 	u64 nr_syncs;
 	int id;
 	bool done;
+	bool has_said_where;
 	/* Outside of any ucall's handling, i.e. at a sync. */
 	bool is_at_sync;
 };
@@ -638,6 +640,7 @@ static u64 total_failed_entries, total_failed_l2_entries;
 static u64 total_signals, total_interrupted;
 static u64 total_xsaves[NR_XSAVE_FORMS], total_xrstors;
 static bool can_xsave[NR_XSAVE_FORMS];
+static bool is_stuck;
 
 /* Threads do it, too. */
 #define count(nr)	__atomic_fetch_add(&(nr), 1, __ATOMIC_RELAXED)
@@ -712,6 +715,38 @@ static void check_tags(struct host *h)
 	}
 }
 
+/* What a vCPU is at that makes no progress. */
+static void say_where(struct host *h)
+{
+	struct kvm_lapic_state lapic;
+	struct kvm_vcpu_events events;
+	struct kvm_mp_state mp_state;
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	u32 *apic = (void *)lapic.regs;
+	int i;
+
+	vcpu_regs_get(h->vcpu, &regs);
+	vcpu_sregs_get(h->vcpu, &sregs);
+	vcpu_events_get(h->vcpu, &events);
+	vcpu_ioctl(h->vcpu, KVM_GET_LAPIC, &lapic);
+	vcpu_mp_state_get(h->vcpu, &mp_state);
+	printf("vCPU %d: RIP 0x%llx, RSP 0x%llx, RFLAGS 0x%llx, CR3 0x%llx, CR4 0x%llx, MP state %u\n",
+	       h->id, regs.rip, regs.rsp, regs.rflags, sregs.cr3, sregs.cr4, mp_state.mp_state);
+	printf("vCPU %d: events: exception %u, interrupt %u (%u, shadow %u), SMI %u, in SMM %u\n",
+	       h->id, events.exception.injected || events.exception.pending,
+	       events.interrupt.injected, events.interrupt.nr, events.interrupt.shadow,
+	       events.smi.pending, events.smi.smm);
+	printf("vCPU %d: APIC: LVTT 0x%x, SPIV 0x%x, TPR 0x%x, PPR 0x%x, deadline 0x%lx, TSC 0x%lx\n",
+	       h->id, apic[APIC_LVTT / 4], apic[APIC_SPIV / 4], apic[APIC_TASKPRI / 4],
+	       apic[APIC_PROCPRI / 4], vcpu_get_msr(h->vcpu, MSR_IA32_TSC_DEADLINE),
+	       vcpu_get_msr(h->vcpu, MSR_IA32_TSC));
+	for (i = 0; i < 8; i++)
+		if (apic[APIC_IRR / 4 + i * 4] || apic[APIC_ISR / 4 + i * 4])
+			printf("vCPU %d: vectors from 0x%x: IRR 0x%x, ISR 0x%x\n", h->id, i * 32,
+			       apic[APIC_IRR / 4 + i * 4], apic[APIC_ISR / 4 + i * 4]);
+}
+
 /* KVM_RUN, often with a signal that comes in it, or just before or after. */
 static int run(struct host *h)
 {
@@ -736,6 +771,10 @@ static int run(struct host *h)
 		TEST_ASSERT(err == EINTR, "KVM_RUN failed, errno %d", err);
 		count(total_interrupted);
 		check_tags(h);
+		if (READ_ONCE(is_stuck) && !h->has_said_where) {
+			h->has_said_where = true;
+			say_where(h);
+		}
 	}
 	return r;
 }
@@ -1194,6 +1233,38 @@ static void *vcpu_thread(void *arg)
 	return NULL;
 }
 
+/* The machine's limit would end it without a word. */
+static void look_for_progress(pthread_t *threads)
+{
+	static time_t since;
+	static u64 seen;
+	struct timespec now;
+	u64 sum = 0;
+	int i;
+
+	for (i = 0; i < nr_vcpus; i++)
+		sum += READ_ONCE(hosts[i].g->step) + hosts[i].done;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (sum != seen) {
+		seen = sum;
+		since = now.tv_sec;
+	}
+	if (now.tv_sec - since <= STUCK_SECONDS)
+		return;
+
+	for (i = 0; i < nr_vcpus; i++)
+		printf("vCPU %d: %s at step %lu, %s%s\n", i, hosts[i].done ? "done" : "stuck",
+		       hosts[i].g->step, hosts[i].g->what,
+		       hosts[i].g->timer_is_set ? ", timer set" : "");
+	fflush(stdout);
+	WRITE_ONCE(is_stuck, true);
+	for (i = 0; i < nr_vcpus; i++)
+		if (!hosts[i].done)
+			pthread_kill(threads[i], SIGUSR1);
+	sleep(2);
+	TEST_FAIL("No vCPU made progress for %d seconds", STUCK_SECONDS);
+}
+
 static void run_threads(void)
 {
 	u64 random = soak_round_state();
@@ -1215,6 +1286,7 @@ static void run_threads(void)
 				soak_random(&random) % nr_cpus);
 		for (i = 0, nr_done = 0; i < nr_vcpus; i++)
 			nr_done += READ_ONCE(hosts[i].done);
+		look_for_progress(threads);
 	} while (nr_done < nr_vcpus);
 
 	for (i = 0; i < nr_vcpus; i++)
