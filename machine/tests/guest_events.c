@@ -3,13 +3,13 @@
  * Events around a guest that no KVM selftest looks at: CR2 as userspace sets it,
  * a guest with IF=0 that doesn't let go of the CPU by itself, be it running or
  * halted, interrupts whose delivery exits, as the guest's stack isn't mapped yet,
- * those that wait for the guest while the host has others, and what ends HLT.
+ * those that wait for the guest while the host has others, or for the end of STI's
+ * shadow, and what ends HLT.
  *
  * The guest runs in real mode.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/sysinfo.h>
 #include <sys/time.h>
@@ -20,6 +20,7 @@
 #define CODE		0x8000
 #define HANDLER		0x9000
 #define SOFT_HANDLER	0x9800
+#define FAULT_HANDLER	0x9c00
 #define VECTOR		0x40
 #define SOFT_VECTOR	0x41
 #define PORT		0x80
@@ -29,6 +30,7 @@
 #define STACKS		0x10000
 #define NR_STACKS	32
 #define NR_ROUNDS	8
+#define NR_SHADOWS	64
 #define SOON		50000	/* cycles, i.e. instructions: half a millisecond */
 
 #define APIC_IRR	0x200
@@ -63,6 +65,17 @@ static const u8 code_wait[] = {
 	0x0f, 0x31,		/*    rdtsc */
 	0x66, 0x89, 0xc6,	/*    mov %eax, %esi */
 	0xfb, 0xf4,		/*    sti; hlt */
+};
+
+/* The interrupt may come behind the first NOP, and no sooner. */
+static const u8 code_shadow[] = {
+	0xfb, 0x90, 0x90,	/*    sti; nop; nop */
+	0xe6, PORT,		/*    out %al, $PORT */
+};
+
+static const u8 code_faults[] = {
+	0x31, 0xc9,		/*    xor %cx, %cx */
+	0xf7, 0xf1,		/*    div %cx */
 };
 
 static const u8 code_wait_handler[] = {
@@ -308,15 +321,6 @@ static bool irq_ends_hlt(void)
 	return late <= NR_ROUNDS / 4;
 }
 
-static bool run_on(int cpu)
-{
-	cpu_set_t cpus;
-
-	CPU_ZERO(&cpus);
-	CPU_SET(cpu, &cpus);
-	return !sched_setaffinity(0, sizeof(cpus), &cpus);
-}
-
 /* Returns NULL if all were sent. */
 static void *send_irqs(void *unused)
 {
@@ -359,11 +363,58 @@ static bool masked_irq_leaves_hlt(void)
 	return stopped && is_halted();
 }
 
+static void *run_faults(void *vcpu_fd)
+{
+	if (run_on(1))
+		ioctl((int)(long)vcpu_fd, KVM_RUN, 0);
+	return NULL;
+}
+
+/* A guest on the other CPU that does nothing else, until the end of the test. */
+static bool start_faults(void)
+{
+	u16 divide_error[2] = { FAULT_HANDLER, 0 };
+	pthread_t thread;
+
+	if (!create(false, 0) || !set(code_faults, sizeof(code_faults), RFLAGS, 0, 0))
+		return false;
+	memcpy(mem, divide_error, sizeof(divide_error));
+	mem[FAULT_HANDLER] = 0xcf;	/* iret */
+	return !pthread_create(&thread, NULL, run_faults, (void *)(long)vcpu);
+}
+
+/* Whatever another CPU does meanwhile. */
+static bool irq_waits_for_shadow(void)
+{
+	struct kvm_lapic_state apic;
+	struct kvm_regs regs;
+	u16 ip;
+	int i;
+
+	if (get_nprocs() > 1 && (!run_on(0) || !start_faults()))
+		return false;
+	if (!create_with_apic(0, &apic))
+		return false;
+	for (i = 0; i < NR_SHADOWS; i++) {
+		if (!set_with_irq(&apic, code_shadow, sizeof(code_shadow)) ||
+		    !run_to_out("the handler", HANDLER_PORT) || ioctl(vcpu, KVM_GET_REGS, &regs))
+			return false;
+		memcpy(&ip, mem + regs.rsp, sizeof(ip));
+		if (ip != CODE + 2) {
+			ktap_note("number %d came before %x instead of %x", i, ip, CODE + 2);
+			return false;
+		}
+		if (!run_to_out("behind the interrupt", PORT))
+			return false;
+	}
+	return true;
+}
+
 int main(void)
 {
 	const char *masked = "an interrupt that is masked leaves HLT alone";
 
-	ktap_plan(is_amd() ? 7 : 9);
+	ktap_plan(is_amd() ? 8 : 10);
 	if (!create(false, 0)) {
 		ktap_note("no guest, errno %d", errno);
 		return EXIT_FAIL;
@@ -383,5 +434,6 @@ int main(void)
 		ktap_result(masked_irq_leaves_hlt(), "%s", masked);
 	else if (!is_amd())
 		ktap_skip(masked, "one CPU");
+	ktap_result(irq_waits_for_shadow(), "an interrupt waits for the instruction behind STI");
 	return ktap_exit();
 }

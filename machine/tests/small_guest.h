@@ -6,9 +6,14 @@
 #ifndef SMALL_GUEST_H
 #define SMALL_GUEST_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -67,12 +72,22 @@ static bool run_to_out(const char *what, int port)
 	return true;
 }
 
-static bool is_amd(void)
+static inline bool is_amd(void)
 {
 	u32 eax, ebx, ecx, edx;
 
 	__cpuid(0, eax, ebx, ecx, edx);
 	return ebx == signature_AMD_ebx;
+}
+
+/* Binds the calling thread to @cpu. */
+static inline bool run_on(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	return !sched_setaffinity(0, sizeof(cpus), &cpus);
 }
 
 #endif /* SMALL_GUEST_H */
