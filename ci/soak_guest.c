@@ -147,9 +147,9 @@ static void init_apic(struct guest *g)
 
 static void set_timer(struct guest *g)
 {
-	if (g->timer_is_set)
+	if (READ_ONCE(g->timer_is_set))
 		return;
-	g->timer_is_set = true;
+	WRITE_ONCE(g->timer_is_set, true);
 	wrmsr(MSR_IA32_TSC_DEADLINE, rdtsc() + 1000 + soak_random(&g->random) % 30000);
 }
 
@@ -386,7 +386,7 @@ static void exit_to_l0(struct guest *g, int sync)
 
 static void exit_of_l1(struct guest *g)
 {
-	u64 nr = g->nr_irqs;
+	u64 nr;
 	u32 eax, ebx, ecx, edx;
 
 	switch (soak_random(&g->random) % 10) {
@@ -409,9 +409,9 @@ static void exit_of_l1(struct guest *g)
 	case 4:
 		g->what = "HLT";
 		cli();
-		nr = g->nr_irqs;
+		nr = READ_ONCE(g->nr_irqs);
 		set_timer(g);
-		while (g->nr_irqs == nr) {
+		while (READ_ONCE(g->nr_irqs) == nr) {
 			safe_halt();
 			cli();
 		}
