@@ -1240,12 +1240,12 @@ static void look_for_progress(pthread_t *threads)
 	static u64 seen;
 	struct timespec now;
 	u64 sum = 0;
-	int i;
+	int i, tries;
 
 	for (i = 0; i < nr_vcpus; i++)
 		sum += READ_ONCE(hosts[i].g->step) + hosts[i].done;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	if (sum != seen) {
+	if (!since || sum != seen) {
 		seen = sum;
 		since = now.tv_sec;
 	}
@@ -1258,10 +1258,13 @@ static void look_for_progress(pthread_t *threads)
 		       hosts[i].g->timer_is_set ? ", timer set" : "");
 	fflush(stdout);
 	WRITE_ONCE(is_stuck, true);
-	for (i = 0; i < nr_vcpus; i++)
-		if (!hosts[i].done)
-			pthread_kill(threads[i], SIGUSR1);
-	sleep(2);
+	/* Not every signal comes while its vCPU is in KVM_RUN. */
+	for (tries = 0; tries < 100; tries++) {
+		for (i = 0; i < nr_vcpus; i++)
+			if (!hosts[i].done)
+				pthread_kill(threads[i], SIGUSR1);
+		usleep(20000);
+	}
 	TEST_FAIL("No vCPU made progress for %d seconds", STUCK_SECONDS);
 }
 

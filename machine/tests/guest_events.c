@@ -21,12 +21,15 @@
 #define HANDLER		0x9000
 #define SOFT_HANDLER	0x9800
 #define FAULT_HANDLER	0x9c00
+#define NR_FAULTS	0x9d00	/* how often that ran */
 #define VECTOR		0x40
 #define SOFT_VECTOR	0x41
 #define PORT		0x80
 #define HANDLER_PORT	0x81
 #define SOFT_PORT	0x82
 
+#define STACK		0x1000
+#define NEW_HANDLERS	0xa000
 #define STACKS		0x10000
 #define NR_STACKS	32
 #define NR_ROUNDS	8
@@ -73,9 +76,14 @@ static const u8 code_shadow[] = {
 	0xe6, PORT,		/*    out %al, $PORT */
 };
 
-static const u8 code_faults[] = {
+static const u8 code_fault[] = {
 	0x31, 0xc9,		/*    xor %cx, %cx */
 	0xf7, 0xf1,		/*    div %cx */
+};
+
+static const u8 code_fault_handler[] = {
+	0xff, 0x06, NR_FAULTS & 0xff, NR_FAULTS >> 8,	/* incw NR_FAULTS */
+	0xcf,						/* iret */
 };
 
 static const u8 code_wait_handler[] = {
@@ -116,7 +124,7 @@ static const u8 code_masked[] = {
 
 static bool set(const u8 *code, size_t size, u64 rflags, u64 cr2, u16 ss)
 {
-	struct kvm_regs regs = { .rip = CODE, .rflags = rflags, .rsp = 0x1000 };
+	struct kvm_regs regs = { .rip = CODE, .rflags = rflags, .rsp = STACK };
 	struct kvm_sregs sregs;
 
 	memcpy(mem + CODE, code, size);
@@ -363,6 +371,35 @@ static bool masked_irq_leaves_hlt(void)
 	return stopped && is_halted();
 }
 
+static bool set_fault(u16 handler)
+{
+	u16 divide_error[2] = { handler, 0 };
+
+	memcpy(mem, divide_error, sizeof(divide_error));
+	return set(code_fault, sizeof(code_fault), RFLAGS, 0, 0);
+}
+
+/* Handlers in pages that the guest has to fault in. */
+static bool fault_handler_exits(void)
+{
+	struct kvm_regs regs;
+	u16 ip, handler;
+
+	for (handler = NEW_HANDLERS; handler; handler += 0x1000) {
+		memcpy(mem + handler, code_handler, sizeof(code_handler));
+		if (!set_fault(handler) || !run_to_out("the handler", HANDLER_PORT) ||
+		    ioctl(vcpu, KVM_GET_REGS, &regs))
+			return false;
+		memcpy(&ip, mem + regs.rsp, sizeof(ip));
+		if (regs.rsp != STACK - 6 || ip != CODE + 2) {
+			ktap_note("SP is %llx instead of %x, and %x is there instead of %x",
+				  regs.rsp, STACK - 6, ip, CODE + 2);
+			return false;
+		}
+	}
+	return true;
+}
+
 static void *run_faults(void *vcpu_fd)
 {
 	if (run_on(1))
@@ -371,28 +408,35 @@ static void *run_faults(void *vcpu_fd)
 }
 
 /* A guest on the other CPU that does nothing else, until the end of the test. */
-static bool start_faults(void)
+static volatile u16 *start_faults(void)
 {
-	u16 divide_error[2] = { FAULT_HANDLER, 0 };
 	pthread_t thread;
 
-	if (!create(false, 0) || !set(code_faults, sizeof(code_faults), RFLAGS, 0, 0))
-		return false;
-	memcpy(mem, divide_error, sizeof(divide_error));
-	mem[FAULT_HANDLER] = 0xcf;	/* iret */
-	return !pthread_create(&thread, NULL, run_faults, (void *)(long)vcpu);
+	if (!create(false, 0) || !set_fault(FAULT_HANDLER))
+		return NULL;
+	memcpy(mem + FAULT_HANDLER, code_fault_handler, sizeof(code_fault_handler));
+	if (pthread_create(&thread, NULL, run_faults, (void *)(long)vcpu))
+		return NULL;
+	return (volatile u16 *)(mem + NR_FAULTS);
 }
 
 /* Whatever another CPU does meanwhile. */
 static bool irq_waits_for_shadow(void)
 {
+	volatile u16 *nr_faults = NULL;
 	struct kvm_lapic_state apic;
 	struct kvm_regs regs;
-	u16 ip;
+	u16 ip, before = 0;
 	int i;
 
-	if (get_nprocs() > 1 && (!run_on(0) || !start_faults()))
-		return false;
+	if (get_nprocs() > 1) {
+		nr_faults = run_on(0) ? start_faults() : NULL;
+		if (!nr_faults)
+			return false;
+		for (i = 0; i < 1000 && !*nr_faults; i++)
+			usleep(1000);
+		before = *nr_faults;
+	}
 	if (!create_with_apic(0, &apic))
 		return false;
 	for (i = 0; i < NR_SHADOWS; i++) {
@@ -407,6 +451,10 @@ static bool irq_waits_for_shadow(void)
 		if (!run_to_out("behind the interrupt", PORT))
 			return false;
 	}
+	if (nr_faults && *nr_faults == before) {
+		ktap_note("the other guest doesn't run");
+		return false;
+	}
 	return true;
 }
 
@@ -414,7 +462,7 @@ int main(void)
 {
 	const char *masked = "an interrupt that is masked leaves HLT alone";
 
-	ktap_plan(is_amd() ? 8 : 10);
+	ktap_plan(is_amd() ? 9 : 11);
 	if (!create(false, 0)) {
 		ktap_note("no guest, errno %d", errno);
 		return EXIT_FAIL;
@@ -422,6 +470,7 @@ int main(void)
 	ktap_result(cr2(), "the guest has the CR2 that userspace set");
 	ktap_result(delivery_exits(), "an interrupt isn't lost if its delivery exits");
 	ktap_result(soft_delivery_exits(), "an INT isn't lost if its delivery exits");
+	ktap_result(fault_handler_exits(), "an exception isn't taken twice if its handler exits");
 	/* Of this VM the last: where it fails, nothing ends it. */
 	ktap_result(spin(), "a signal stops a guest that spins with IF=0");
 	ktap_result(masked_irq_waits(), "an interrupt waits while IF=0, whatever interrupts the host");
