@@ -16,6 +16,10 @@
 
 #define MEM_FILL	0xa5
 
+#define MMIO_GVA	0xd0000000ul
+#define MMIO_GPA	0xd0000000ul
+#define NR_MMIO_STORES	5
+
 struct outcome {
 	u64 rax;
 	u8 mem[16];
@@ -109,6 +113,34 @@ static void guest_rex_w(void)
 	GUEST_DONE();
 }
 
+/* The page that begins at @end isn't mapped. */
+static void guest_end_of_page(u64 end)
+{
+	u16 ds = guest_ds();
+
+	CHECK("MOV [RAX], EAX", "0x89, 0x00", end - 2, ds, PF_VECTOR);
+	CHECK("MOV [RAX], DS", "0x8c, 0x18", end - 2, ds, 0);
+	CHECK("MOV [RAX], DS + REX.W", "0x48, 0x8c, 0x18", end - 2, ds, 0);
+	CHECK("SLDT [RAX]", "0x0f, 0x00, 0x00", end - 2, ds, 0);
+	CHECK("SLDT [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x00", end - 2, ds, 0);
+	CHECK("STR [RAX]", "0x0f, 0x00, 0x08", end - 2, ds, 0);
+	CHECK("STR [RAX] + REX.W", "0x48, 0x0f, 0x00, 0x08", end - 2, ds, 0);
+	GUEST_DONE();
+}
+
+#define MMIO(insn)							\
+	asm volatile(".byte " insn : : "a"(MMIO_GVA) : "memory")
+
+static void guest_mmio(void)
+{
+	MMIO("0x8c, 0x18");			/* mov %ds, (%rax) */
+	MMIO("0x0f, 0x00, 0x00");		/* sldt (%rax) */
+	MMIO("0x48, 0x0f, 0x00, 0x00");		/* rex.w sldt (%rax) */
+	MMIO("0x0f, 0x00, 0x08");		/* str (%rax) */
+	MMIO("0x48, 0x0f, 0x00, 0x08");		/* rex.w str (%rax) */
+	GUEST_DONE();
+}
+
 static void run(struct kvm_vcpu *vcpu)
 {
 	struct ucall uc;
@@ -136,6 +168,27 @@ KVM_ONE_VCPU_TEST(sreg, rex_r_is_ignored, guest_rex_r)
 
 KVM_ONE_VCPU_TEST(sreg, stores_are_two_bytes, guest_rex_w)
 {
+	run(vcpu);
+}
+
+KVM_ONE_VCPU_TEST(sreg, stores_end_with_the_page, guest_end_of_page)
+{
+	vcpu_args_set(vcpu, 1, vm_alloc_page(vcpu->vm) + PAGE_SIZE);
+	run(vcpu);
+}
+
+KVM_ONE_VCPU_TEST(sreg, stores_do_not_read, guest_mmio)
+{
+	int i;
+
+	virt_map(vcpu->vm, MMIO_GVA, MMIO_GPA, 1);
+	for (i = 0; i < NR_MMIO_STORES; i++) {
+		vcpu_run(vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_MMIO);
+		TEST_ASSERT(vcpu->run->mmio.is_write && vcpu->run->mmio.len == 2,
+			    "Instruction %d: wanted a write of 2 bytes, got a %s of %u", i,
+			    vcpu->run->mmio.is_write ? "write" : "read", vcpu->run->mmio.len);
+	}
 	run(vcpu);
 }
 
