@@ -128,8 +128,7 @@ static void guest_end_of_page(u64 end)
 	GUEST_DONE();
 }
 
-#define MMIO(insn)							\
-	asm volatile(".byte " insn : : "a"(MMIO_GVA) : "memory")
+#define MMIO(insn) ({ asm volatile(".byte " insn : : "a"(MMIO_GVA) : "memory"); })
 
 static void guest_mmio(void)
 {
