@@ -1601,8 +1601,8 @@ FORCED_TEST(modrm_and_sib_corners, guest_modrm_and_sib)
 FORCED_TEST(branches_and_stack, guest_branches_and_stack)
 FORCED_TEST(system_instructions_are_the_same_as_native, guest_system)
 FORCED_TEST(jmpabs_is_the_same_as_native, guest_jmpabs)
+/* Of those that KVM doesn't emulate, as all of XSAVE's, #UD doesn't tell why. */
 FORCED_TEST(opcodes_without_rex2_are_ud, guest_ud_opcodes)
-/* KVM emulates none of them, i.e. #UD doesn't tell why. */
 FORCED_TEST(xsave_family_is_ud, guest_ud_xsave)
 FORCED_TEST(prefixes_and_operands_that_are_ud, guest_ud_others)
 FORCED_TEST(evex_is_ud, guest_forced_evex)

@@ -572,6 +572,9 @@ TEST(msr_immediate_in_userspace_uses_the_right_gpr)
 	REQUIRE_APX();
 	if (!kvm_cpu_has(X86_FEATURE_MSR_IMM))
 		SKIP(return, "no RDMSR with an immediate");
+	/* Then KVM handles all MSRs. */
+	if (kvm_is_ignore_msrs())
+		SKIP(return, "kvm.ignore_msrs=1");
 
 	vm = create_vm(&vcpu, guest_msr_imm_userspace);
 	vm_enable_cap(vm, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_UNKNOWN);
