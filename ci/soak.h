@@ -69,6 +69,7 @@ static inline u64 soak_env(const char *name, u64 otherwise)
 /* Steps that aren't left out.  Guests have a copy. */
 #define SOAK_MAX_STEPS	4096
 static u8 soak_left_out[SOAK_MAX_STEPS];
+static u64 soak_last_kept;
 
 /* Where the random numbers of a step begin. */
 static inline u64 soak_step_state(u64 round_state, u64 step)
@@ -87,8 +88,19 @@ static inline void soak_keep(const char *steps)
 		step = strtoull(steps, &end, 10);
 		TEST_ASSERT(end != steps && step < SOAK_MAX_STEPS, "No step '%s'", steps);
 		soak_left_out[step] = 0;
+		soak_last_kept = max(soak_last_kept, step);
 		steps = end + 1;
 	} while (*end == ',');
+}
+
+/* How many steps a round has, @otherwise if the environment doesn't say. */
+static inline u64 soak_nr_steps(u64 otherwise)
+{
+	u64 steps = soak_env("SOAK_STEPS", otherwise);
+
+	TEST_ASSERT(steps <= SOAK_MAX_STEPS, "At most %u steps", SOAK_MAX_STEPS);
+	TEST_ASSERT(soak_last_kept < steps, "No step %lu, a round has %lu", soak_last_kept, steps);
+	return steps;
 }
 
 /* The round in a process of its own: whether it fails. */
@@ -276,6 +288,14 @@ static inline void soak_check_xsave(struct kvm_vcpu *vcpu, const struct egprs *e
 			    vcpu->id, where, i + 16, expected->r[i], xsave_egprs(xsave)[i]);
 	TEST_ASSERT(is_set == !egprs_are_zero(expected),
 		    "vCPU %u, %s: XSTATE_BV[APX] is %d", vcpu->id, where, is_set);
+}
+
+/* MSRs that depend on how many instructions KVM takes. */
+static inline bool soak_is_time(u32 msr)
+{
+	return msr == MSR_IA32_TSC || msr == MSR_IA32_TSC_ADJUST || msr == MSR_IA32_APERF ||
+	       msr == MSR_IA32_MPERF || msr == 0x40000020 /* HV_X64_MSR_TIME_REF_COUNT */ ||
+	       msr == 0x40000010 /* HV_X64_MSR_VP_RUNTIME */;
 }
 
 #endif /* SOAK_H */

@@ -1307,8 +1307,7 @@ int main(void)
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_APX));
 
 	soak_begin(part);
-	steps = soak_env("SOAK_STEPS", 500);
-	TEST_ASSERT(steps <= SOAK_MAX_STEPS, "At most %u steps", SOAK_MAX_STEPS);
+	steps = soak_nr_steps(500);
 	migrates = !strcmp(part, "migrate");
 	nr_vcpus = migrates ? 1 : strcmp(part, "load") ? 2 : MAX_VCPUS;
 	run_it = nr_vcpus == MAX_VCPUS ? run_threads : run_round;

@@ -3,7 +3,8 @@
  * A guest that never had APX, stopped at a random point, in L2 or not: print all
  * of its state as lines of "round R SECTION OFFSET WORD", words that are zero or
  * memory that is as it was when the VM was created left out, and run it to its
- * end.  With SOAK_LOAD=FILE load such states, and run them to the same end.
+ * end.  With SOAK_LOAD=FILE load such states, print what the vCPU has then, and
+ * run them to the same end.
  *
  * KVM with the series and without has to print the same lines, and has to be
  * able to go on with the other's.
@@ -162,14 +163,6 @@ static struct kvm_vcpu *vcpu;
 static u64 *memory, *memory_at_first;
 static size_t memory_words;
 
-/* What depends on how many instructions KVM takes. */
-static bool is_time(u32 msr)
-{
-	return msr == MSR_IA32_TSC || msr == MSR_IA32_TSC_ADJUST || msr == MSR_IA32_APERF ||
-	       msr == MSR_IA32_MPERF || msr == 0x40000020 /* HV_X64_MSR_TIME_REF_COUNT */ ||
-	       msr == 0x40000010 /* HV_X64_MSR_VP_RUNTIME */;
-}
-
 static void remove_cpuid(u32 function, u32 index)
 {
 	struct kvm_cpuid_entry2 *e = vcpu->cpuid->entries;
@@ -288,7 +281,7 @@ static void save(void)
 	msrs->nmsrs = state->msrs.nmsrs;
 	for (i = 0; i < msrs->nmsrs; i++) {
 		msrs->entries[i].index = state->msrs.entries[i].index;
-		if (!is_time(msrs->entries[i].index))
+		if (!soak_is_time(msrs->entries[i].index))
 			msrs->entries[i].data = state->msrs.entries[i].data;
 	}
 	cpuid->nent = 256;
@@ -372,6 +365,28 @@ static void load(const char *file)
 	vcpu_ioctl(vcpu, KVM_SET_LAPIC, &loaded.lapic);
 }
 
+/*
+ * What was loaded has to be what the vCPU has now.  Of nested state KVM doesn't
+ * take all, with the series or without: print it.
+ */
+static void check_loaded(void)
+{
+	const struct section *s;
+	size_t i;
+
+	save();
+	for (s = sections; s < sections + ARRAY_SIZE(sections); s++) {
+		const u64 *is = (void *)&now + s->offset, *was = (void *)&loaded + s->offset;
+
+		if (!strcmp(s->name, "end") || !strcmp(s->name, "nested"))
+			continue;
+		for (i = 0; i < s->size / sizeof(u64); i++)
+			TEST_ASSERT(is[i] == was[i], "Loaded, %s is 0x%lx at %zx, wanted 0x%lx",
+				    s->name, is[i], i, was[i]);
+	}
+	print_state();
+}
+
 int main(void)
 {
 	const char *file = getenv("SOAK_LOAD");
@@ -384,6 +399,7 @@ int main(void)
 		create();
 		if (file) {
 			load(file);
+			check_loaded();
 			end = run_to_the_end();
 			TEST_ASSERT(end == loaded.end[0], "The guest ended with 0x%lx, wanted 0x%lx",
 				    end, loaded.end[0]);

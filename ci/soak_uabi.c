@@ -6,20 +6,27 @@
  * - one that fails changes nothing that userspace can get;
  * - KVM_SET_XSAVE and KVM_SET_XCRS succeed when they should, and then do what
  *   they should, as seen by KVM_GET_XSAVE2, KVM_GET_XCRS, and the guest;
+ * - KVM_SET_CPUID2 that succeeds sets what it was given, and nothing else;
  * - a vCPU without APX never shows R16-R31, nor has it XCR0.APX.
  *
  * KVM_SET_NESTED_STATE is special.  It leaves L2 before it knows whether it is
  * going to succeed, APX or not, i.e. of a vCPU in L2 only R16-R31, XCR0 and CPUID
  * must not change.  Of another one nothing must, but what VMX has of nested state:
- * KVM leaves and enters VMX operation before it looks at the VMCS.
+ * KVM leaves and enters VMX operation before it looks at the VMCS.  Where one that
+ * succeeds takes the vCPU is up to chance: it runs from there for a while, whatever
+ * that ends with, and has to have its R16-R31 and XCR0 then.
  */
 #include <errno.h>
+#include <signal.h>
+#include <time.h>
 
 #include "soak.h"
 #include "svm_util.h"
 #include "vmx.h"
 
 #define MAX_CPUID_ENTRIES	256
+#define MAX_MSRS		1024
+#define WILD_NSECS		2000000	/* that a vCPU runs that may be anywhere */
 
 enum kind {
 	WITH_APX,
@@ -90,7 +97,7 @@ static void guest_code(u64 kind)
 	guest_look();
 }
 
-/* All that userspace can get. */
+/* What userspace can get, but for what is of the VM. */
 struct snapshot {
 	u8 xsave[SOAK_XSAVE_SIZE] __aligned(64);
 	struct kvm_xcrs xcrs;
@@ -99,6 +106,9 @@ struct snapshot {
 	struct kvm_vcpu_events events;
 	struct kvm_debugregs debugregs;
 	struct kvm_mp_state mp_state;
+	struct kvm_lapic_state lapic;
+	struct kvm_msrs msrs;
+	struct kvm_msr_entry msr_entries[MAX_MSRS];
 	struct kvm_cpuid2 cpuid;
 	struct kvm_cpuid_entry2 cpuid_entries[MAX_CPUID_ENTRIES];
 	union {
@@ -118,7 +128,7 @@ static bool has_apx;
 static u64 xcr0, vcpu_xcr0;	/* the current one, and what the vCPU may set */
 
 static u64 nr_succeeded[NR_CALLS], nr_failed[NR_CALLS];
-static u64 nr_ended, nr_repaired, nr_unchanged, nr_runs;
+static u64 nr_ended, nr_repaired, nr_unchanged, nr_runs, nr_wild_runs;
 
 static u64 rnd(u64 n)
 {
@@ -134,6 +144,26 @@ static void get_cpuid(struct snapshot *s)
 	TEST_ASSERT(!r, KVM_IOCTL_ERROR(KVM_GET_CPUID2, r));
 }
 
+/* But for those that the vCPU doesn't have, i.e. VMX's without VMX. */
+static void get_msrs(struct snapshot *s)
+{
+	const struct kvm_msr_list *list = kvm_get_msr_index_list();
+	int i, r;
+
+	TEST_ASSERT(list->nmsrs <= MAX_MSRS, "%u MSRs", list->nmsrs);
+	for (i = 0; i < list->nmsrs; i++) {
+		if (!soak_is_time(list->indices[i]))
+			s->msr_entries[s->msrs.nmsrs++].index = list->indices[i];
+	}
+	while ((r = ioctl(vcpu->fd, KVM_GET_MSRS, &s->msrs)) != s->msrs.nmsrs) {
+		TEST_ASSERT(r >= 0, KVM_IOCTL_ERROR(KVM_GET_MSRS, r));
+		s->msrs.nmsrs--;
+		for (i = r; i < s->msrs.nmsrs; i++)
+			s->msr_entries[i].index = s->msr_entries[i + 1].index;
+		s->msr_entries[i].index = 0;
+	}
+}
+
 static void take(struct snapshot *s)
 {
 	soak_clear(s, sizeof(*s));
@@ -144,6 +174,8 @@ static void take(struct snapshot *s)
 	vcpu_events_get(vcpu, &s->events);
 	vcpu_debugregs_get(vcpu, &s->debugregs);
 	vcpu_mp_state_get(vcpu, &s->mp_state);
+	vcpu_ioctl(vcpu, KVM_GET_LAPIC, &s->lapic);
+	get_msrs(s);
 	get_cpuid(s);
 	s->nested.size = sizeof(s->nested_);
 	vcpu_nested_state_get(vcpu, &s->nested);
@@ -164,23 +196,43 @@ static void compare(const char *what, const char *member, const void *a, const v
 #define COMPARE(what, member)							\
 	compare(what, #member, &before.member, &after.member, sizeof(before.member))
 
-static void nothing_else_changed(const char *what)
+/* Of what no call is to change that succeeds, but for KVM_SET_NESTED_STATE. */
+static void others_unchanged(const char *what)
 {
-	COMPARE(what, xsave);
-	COMPARE(what, xcrs);
 	COMPARE(what, regs);
 	COMPARE(what, sregs);
 	COMPARE(what, events);
 	COMPARE(what, debugregs);
 	COMPARE(what, mp_state);
+	COMPARE(what, lapic);
+}
+
+/* Which there are, and some of VMX's, is up to CPUID. */
+static void msrs_unchanged(const char *what)
+{
+	COMPARE(what, msrs);
+	COMPARE(what, msr_entries);
+}
+
+static void cpuid_unchanged(const char *what)
+{
 	COMPARE(what, cpuid);
 	COMPARE(what, cpuid_entries);
+}
+
+static void all_but_nested_unchanged(const char *what)
+{
+	COMPARE(what, xsave);
+	COMPARE(what, xcrs);
+	others_unchanged(what);
+	msrs_unchanged(what);
+	cpuid_unchanged(what);
 }
 
 static void nothing_changed(const char *what)
 {
 	take(&after);
-	nothing_else_changed(what);
+	all_but_nested_unchanged(what);
 	COMPARE(what, nested_);
 }
 
@@ -329,8 +381,9 @@ static void set_xsave(void)
 	compare("KVM_SET_XSAVE", "XMM registers, which it should have set", &xsave[160],
 		&after.xsave[160], 256);
 	COMPARE("KVM_SET_XSAVE", xcrs);
-	COMPARE("KVM_SET_XSAVE", regs);
-	COMPARE("KVM_SET_XSAVE", sregs);
+	others_unchanged("KVM_SET_XSAVE");
+	msrs_unchanged("KVM_SET_XSAVE");
+	cpuid_unchanged("KVM_SET_XSAVE");
 	COMPARE("KVM_SET_XSAVE", nested_);
 }
 
@@ -406,17 +459,17 @@ static void set_xcrs(void)
 	check("after KVM_SET_XCRS");
 	take(&after);
 	COMPARE("KVM_SET_XCRS", xsave);
-	COMPARE("KVM_SET_XCRS", regs);
-	COMPARE("KVM_SET_XCRS", sregs);
+	others_unchanged("KVM_SET_XCRS");
+	msrs_unchanged("KVM_SET_XCRS");
 	COMPARE("KVM_SET_XCRS", nested_);
 }
 
-static struct kvm_cpuid_entry2 *find(struct snapshot *s, u32 function, u32 index)
+static struct kvm_cpuid_entry2 *find_in(struct kvm_cpuid_entry2 *e, int nent,
+					u32 function, u32 index)
 {
-	struct kvm_cpuid_entry2 *e = s->cpuid_entries;
 	int i;
 
-	for (i = 0; i < s->cpuid.nent; i++, e++) {
+	for (i = 0; i < nent; i++, e++) {
 		if (e->function == function &&
 		    (!(e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) || e->index == index))
 			return e;
@@ -424,15 +477,55 @@ static struct kvm_cpuid_entry2 *find(struct snapshot *s, u32 function, u32 index
 	return NULL;
 }
 
-static void look_at_cpuid(struct snapshot *s)
+static struct kvm_cpuid_entry2 *find(struct snapshot *s, u32 function, u32 index)
 {
-	struct kvm_cpuid_entry2 *leaf_d = find(s, 0xd, 0), *leaf_7 = find(s, 7, 1);
+	return find_in(s->cpuid_entries, s->cpuid.nent, function, index);
+}
+
+/* What the vCPU has, by the @nent entries at @e. */
+static void look_at_cpuid(struct kvm_cpuid_entry2 *e, int nent)
+{
+	struct kvm_cpuid_entry2 *leaf_d = find_in(e, nent, 0xd, 0);
+	struct kvm_cpuid_entry2 *leaf_7 = find_in(e, nent, 7, 1);
 
 	vcpu_xcr0 = leaf_d ? leaf_d->eax | (u64)leaf_d->edx << 32 : 0;
 	vcpu_xcr0 &= kvm_cpu_supported_xcr0();
 	if (!leaf_7 || !(leaf_7->edx & BIT(21)))
 		vcpu_xcr0 &= ~XFEATURE_MASK_APX;
 	has_apx = vcpu_xcr0 & XFEATURE_MASK_APX;
+}
+
+/* What KVM maintains itself doesn't count. */
+static struct kvm_cpuid_entry2 without_kvms(struct kvm_cpuid_entry2 e)
+{
+	if (e.function == 1) {
+		e.ecx &= ~(BIT(27) | BIT(3));	/* OSXSAVE, MONITOR */
+		e.edx &= ~BIT(9);		/* APIC */
+	} else if (e.function == 7 && !e.index) {
+		e.ecx &= ~BIT(4);		/* OSPKE */
+	} else if (e.function == 0xd && e.index < 2) {
+		e.ebx = 0;			/* the size for XCR0, and XSS */
+	} else if (e.function == KVM_CPUID_FEATURES) {
+		e.eax &= ~BIT(KVM_FEATURE_PV_UNHALT);
+	}
+	return e;
+}
+
+static void cpuid_is(struct kvm_cpuid_entry2 *e, int nent)
+{
+	struct kvm_cpuid_entry2 is, wanted;
+	int i;
+
+	TEST_ASSERT(after.cpuid.nent == nent, "KVM_SET_CPUID2 set %u entries of %d",
+		    after.cpuid.nent, nent);
+	for (i = 0; i < nent; i++) {
+		is = without_kvms(after.cpuid_entries[i]);
+		wanted = without_kvms(e[i]);
+		TEST_ASSERT(soak_is_same(&is, &wanted, sizeof(is)),
+			    "KVM_SET_CPUID2 set 0x%x.%u to %x %x %x %x, wanted %x %x %x %x",
+			    is.function, is.index, is.eax, is.ebx, is.ecx, is.edx,
+			    wanted.eax, wanted.ebx, wanted.ecx, wanted.edx);
+	}
 }
 
 static void set_cpuid(void)
@@ -510,11 +603,15 @@ static void set_cpuid(void)
 		return;
 	}
 
-	take(&after);
-	look_at_cpuid(&after);
+	look_at_cpuid(cpuid.e, cpuid.head.nent);
 	if (!has_apx)
 		xcr0 &= ~XFEATURE_MASK_APX;
 	check("after KVM_SET_CPUID2");
+	take(&after);
+	cpuid_is(cpuid.e, cpuid.head.nent);
+	others_unchanged("KVM_SET_CPUID2");
+	compare("KVM_SET_CPUID2", "XMM registers", &before.xsave[160], &after.xsave[160], 256);
+	COMPARE("KVM_SET_CPUID2", nested_);
 }
 
 union nested_state {
@@ -574,6 +671,34 @@ static void repair(void)
 	nr_repaired++;
 }
 
+static void on_signal(int sig)
+{
+}
+
+/* From wherever it is.  What runs on the way doesn't set R16-R31. */
+static void run_wild_guest(void)
+{
+	/* Again and again: the first one may come before KVM_RUN. */
+	struct itimerspec often = {
+		.it_value.tv_nsec = WILD_NSECS,
+		.it_interval.tv_nsec = WILD_NSECS,
+	};
+	/* Not SIGALRM, which ends what soak_minimise() tries. */
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
+	struct sigaction action = { .sa_handler = on_signal };
+	timer_t timer;
+
+	if (kind == NEVER_RUN)
+		return;
+	sigaction(SIGUSR1, &action, NULL);
+	TEST_ASSERT(!timer_create(CLOCK_MONOTONIC, &event, &timer), "timer_create() failed");
+	TEST_ASSERT(!timer_settime(timer, 0, &often, NULL), "timer_settime() failed");
+	soak_run(vcpu, &rng);
+	TEST_ASSERT(!timer_delete(timer), "timer_delete() failed");
+	nr_wild_runs++;
+	check("after KVM_SET_NESTED_STATE and KVM_RUN");
+}
+
 /* Returns false if the vCPU is beyond repair, or may be. */
 static bool set_nested_state(void)
 {
@@ -619,7 +744,7 @@ static bool set_nested_state(void)
 
 	/* 1 says that it failed in the end, with some of L2's state loaded. */
 	if (r < 0 && !is_in_l2(&before)) {
-		nothing_else_changed("KVM_SET_NESTED_STATE");
+		all_but_nested_unchanged("KVM_SET_NESTED_STATE");
 		if (!kvm_cpu_has(X86_FEATURE_VMX) || nested.state.hdr.vmx.vmxon_pa == -1ull)
 			COMPARE("KVM_SET_NESTED_STATE", nested_);
 		nr_unchanged++;
@@ -630,8 +755,10 @@ static bool set_nested_state(void)
 		return true;
 
 	/* Leaving an L2 of that kind may take the vCPU anywhere. */
-	if (r > 0 || is_in_l2(&after))
+	if (r > 0 || is_in_l2(&after)) {
+		run_wild_guest();
 		return false;
+	}
 	repair();
 	return true;
 }
@@ -660,7 +787,7 @@ static void run_round(void)
 		vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_APX);
 	memset(&egprs, 0, sizeof(egprs));
 	take(&before);
-	look_at_cpuid(&before);
+	look_at_cpuid(before.cpuid_entries, before.cpuid.nent);
 	xcr0 = before.xcrs.xcrs[0].value;
 	TEST_ASSERT_EQ(has_apx, kind != WITHOUT_APX);
 	TEST_ASSERT(has_apx || !(xcr0 & XFEATURE_MASK_APX), "XCR0.APX without APX");
@@ -714,8 +841,7 @@ int main(void)
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_NESTED_STATE));
 
 	soak_begin("uabi");
-	steps = soak_env("SOAK_STEPS", 200);
-	TEST_ASSERT(steps <= SOAK_MAX_STEPS, "At most %u steps", SOAK_MAX_STEPS);
+	steps = soak_nr_steps(200);
 	if (soak_env("SOAK_MINIMISE", 0)) {
 		soak_minimise(run_round, steps);
 		return 0;
@@ -739,6 +865,8 @@ int main(void)
 		printf(" repaired=%lu", nr_repaired);
 	if (nr_ended)
 		printf(" ended_early=%lu", nr_ended);
+	if (nr_wild_runs)
+		printf(" wild_runs=%lu", nr_wild_runs);
 	printf("\n");
 	return 0;
 }
