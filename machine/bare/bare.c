@@ -423,16 +423,26 @@ static bool egprs_are_stored(void)
 
 static void check_toggling(void)
 {
-	static const u8 code[] = {
-		0x0f, 0x01, 0xd1,		/* xsetbv */
-		0xd5, 0x19, 0xff, 0xc7,		/* inc %r31 */
-		0xcc,
+	static const u8 xsetbv_insn[] = { 0x0f, 0x01, 0xd1 };
+	static const struct {
+		u8 len, bytes[16];
+	} insns[] = {
+		{ 5, { 0xd5, 0x19, 0xff, 0xc7, 0xcc } },		/* inc %r31 */
+		{ 7, { 0x62, 0xfc, 0xfc, 0x08, 0xff, 0xc0, 0xcc } },	/* the same, %r16 in EVEX */
+		{ 7, { 0x62, 0xf4, 0xfc, 0x08, 0xff, 0xc0, 0xcc } },	/* %rax in EVEX */
+		{ 7, { 0x62, 0xf2, 0xfc, 0x08, 0xf2, 0xc0, 0xcc } },	/* andn %rax, %rax, %rax */
+		{ 12, { 0xd5, 0, 0xa1, (CODE + 14) & 0xff, (CODE + 14) >> 8 & 0xff,
+			(CODE + 14) >> 16 & 0xff, 0, 0, 0, 0, 0, 0xcc } }, /* jmpabs */
 	};
 	u64 all = supported_xcr0(), xcr0;
-	int i, wrong = 0;
+	int i, k, wrong = 0;
 
-	memcpy((void *)CODE, code, sizeof(code));
+	memcpy((void *)CODE, xsetbv_insn, sizeof(xsetbv_insn));
 	for (i = 0; i < 10000; i++) {
+		/* Each for a while, so that it is decoded already. */
+		k = i / 100 % ARRAY_SIZE(insns);
+		if (i % 100 == 0)
+			memcpy((void *)CODE + sizeof(xsetbv_insn), insns[k].bytes, insns[k].len);
 		xcr0 = rng_below(2) ? all : all & ~XBIT_APX;
 		xsetbv(all);		/* for try() */
 		memset(regs, 0, 32 * sizeof(*regs));

@@ -158,6 +158,7 @@ static u32 compact_end(u64 comps, u64 upto)
 static void test_cpuid(void)
 {
 	u32 eax, ebx, ecx, edx, offset, size, std = XS_EXTENDED, max = XS_EXTENDED, compact;
+	u32 highest, b, c, d, last[4], above[4];
 	u64 supported;
 	bool align;
 	int i;
@@ -173,6 +174,12 @@ static void test_cpuid(void)
 		if (xcr0 >> i & 1 && offset + size > std)
 			std = offset + size;
 	}
+	/* Intel's CPUs repeat the highest leaf above it, AMD's have zeroes there. */
+	__cpuid(0, highest, b, c, d);
+	__cpuid_count(highest, 0, last[0], last[1], last[2], last[3]);
+	__cpuid_count(highest + 1, 0, above[0], above[1], above[2], above[3]);
+	CHECK(!(above[0] | above[1] | above[2] | above[3]) || !memcmp(above, last, sizeof(last)),
+	      "CPUID.%xH:EAX is %x, the highest leaf is %x", highest + 1, above[0], highest);
 	CHECK(supported & XBIT_APX, "CPUID.0DH.0:EAX[19] is 0");
 	CHECK(!(supported & 0x18), "MPX and APX at once: %llx", (unsigned long long)supported);
 	CHECK(ebx == std, "CPUID.0DH.0:EBX is %u, expected %u for XCR0 %llx", ebx, std,

@@ -150,6 +150,23 @@ static void random_rm(struct rm *rm, bool is_mem, struct cpu *in, u64 *addr)
 	}
 }
 
+/* Another address, in place of what random_rm() chose. */
+static void set_address(struct cpu *in, const struct rm *rm, u64 addr)
+{
+	in->gpr[rm->reg] = addr - rm->disp;
+	if (rm->index != 4)
+		in->gpr[rm->reg] -= in->gpr[rm->index] << rm->scale;
+}
+
+/* That of memory that is not there. */
+#define NOWHERE	(MEM_BASE + MEM_SIZE + 0x100)
+
+static void set_nowhere(struct cpu *in, const struct rm *rm, u64 *addr)
+{
+	*addr = NOWHERE;
+	set_address(in, rm, *addr);
+}
+
 /* Run @i, which ends at @end, and compare registers, flags, exception and memory. */
 static void check_at(u64 end, const char *name, const struct insn *i, const struct cpu *in,
 		     const struct cpu *want, const u8 *mem_want)
@@ -300,7 +317,7 @@ static const struct row {
 #define L_REG	6
 #define L_ADDR	7
 
-static void one_legacy(const struct row *r, int size, bool is_mem, int p2)
+static void one_legacy(const struct row *r, int size, bool is_mem, bool fault, int p2)
 {
 	struct insn e = { .n = 0 }, l = { .n = 0 };
 	struct rm rm, lrm = { .index = 4 };
@@ -317,6 +334,8 @@ static void one_legacy(const struct row *r, int size, bool is_mem, int p2)
 		in.gpr[0] &= 0xff;
 	}
 	random_rm(&rm, is_mem, &in, &addr);
+	if (fault)
+		set_nowhere(&in, &rm, &addr);
 	immsize = r->imm == I0 ? 0 : r->imm == IB ? 1 : size == 2 ? 2 : 4;
 
 	/* same values in low registers */
@@ -347,6 +366,8 @@ static void one_legacy(const struct row *r, int size, bool is_mem, int p2)
 	want.trap = lout.trap;
 	want.err = lout.err;
 	want.cr2 = lout.cr2;
+	if (fault && to_mem && p2 & ND)
+		want.err &= ~2;		/* it only reads */
 	if (lout.trap == TRAP_NONE) {
 		dst = lout.gpr[r->flags & G ? lreg : L_RM];
 		if (!(p2 & NF))
@@ -389,11 +410,11 @@ static void test_legacy(int p2, const char *what)
 		for (size = 1; size <= 8; size *= 2) {
 			if ((size == 1) != !!(r->flags & BYTE) || (size == 2 && r->flags & NOW))
 				continue;
-			for (m = 0; m < 2; m++) {
+			for (m = 0; m < 3; m++) {
 				if (!m && r->flags & MEMONLY)
 					continue;
 				for (t = 0; t < trials; t++)
-					one_legacy(r, size, m, p2);
+					one_legacy(r, size, m, m == 2, p2);
 			}
 		}
 	}
@@ -516,7 +537,8 @@ static const struct ccmp {
 	{ "ctest", 0xf6, 1, IB, true }, { "ctest", 0xf7, 1, IZ, false },
 };
 
-static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem)
+/* What the source is compared with is loaded, whatever the condition. */
+static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem, bool fault)
 {
 	struct insn e = { .n = 0 }, l = { .n = 0 };
 	struct rm rm, lrm = { .index = 4, .mod = 3, .reg = L_RM };
@@ -528,6 +550,8 @@ static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem)
 	random_state(&in, mem_in);
 	reg = c->digit >= 0 ? c->digit : (int)rng_below(NR_GPR);
 	random_rm(&rm, is_mem, &in, &addr);
+	if (fault)
+		set_nowhere(&in, &rm, &addr);
 	immsize = c->imm == I0 ? 0 : c->imm == IB ? 1 : size == 2 ? 2 : 4;
 	lin = in;
 	if (is_mem) {
@@ -547,11 +571,13 @@ static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem)
 	run(CODE_BASE + 0x800, l.b, l.n, &lin, mem_in, false, &lout);
 
 	want = in;
-	want.trap = TRAP_NONE;
+	want.trap = lout.trap;
+	want.err = lout.err;
+	want.cr2 = lout.cr2;
 	true_ = scc == 10 ? true : scc == 11 ? false : condition(in.rflags, scc);
 	if (true_)
 		want.rflags = lout.rflags;
-	else
+	else if (!fault)
 		want.rflags = (in.rflags & ~(u64)FL_STATUS) | (dfv & 8 ? 0x800 : 0) |
 			      (dfv & 4 ? 0x80 : 0) | (dfv & 2 ? 0x40 : 0) | (dfv & 1 ? 5 : 0);
 	/* V3..V0 are the flags, not inverted; V4 is a bit of the condition */
@@ -570,21 +596,11 @@ static void test_ccmp(void)
 	for (i = 0; i < ARRAY_SIZE(ccmps); i++)
 		for (scc = 0; scc < 16; scc++)
 			for (size = 1; size <= 8; size *= 2)
-				for (m = 0; m < 2; m++)
+				for (m = 0; m < 3; m++)
 					for (t = 0; (size == 1) == ccmps[i].byte && t < 2; t++)
-						one_ccmp(&ccmps[i], scc, size, m);
+						one_ccmp(&ccmps[i], scc, size, m, m == 2);
 	report("CCMPscc and CTESTscc");
 }
-
-/* What a CFCMOV or SETcc does to memory that is not there. */
-static void set_address(struct cpu *in, const struct rm *rm, u64 addr)
-{
-	in->gpr[rm->reg] = addr - rm->disp;
-	if (rm->index != 4)
-		in->gpr[rm->reg] -= in->gpr[rm->index] << rm->scale;
-}
-
-#define NOWHERE	(MEM_BASE + MEM_SIZE + 0x100)
 
 static void one_cfcmov(int cc, int size, bool is_mem, int p2, bool fault)
 {
@@ -597,10 +613,8 @@ static void one_cfcmov(int cc, int size, bool is_mem, int p2, bool fault)
 
 	random_state(&in, mem_in);
 	random_rm(&rm, is_mem, &in, &addr);
-	if (fault) {
-		addr = NOWHERE;
-		set_address(&in, &rm, addr);
-	}
+	if (fault)
+		set_nowhere(&in, &rm, &addr);
 	c = condition(in.rflags, cc);
 	want = in;
 	want.trap = TRAP_NONE;
