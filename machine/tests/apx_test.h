@@ -40,6 +40,8 @@ typedef int64_t s64;
 #define XS_HEADER	512	/* XSTATE_BV, XCOMP_BV, 48 bytes of zeroes */
 #define XS_EXTENDED	576
 
+#define MAX_INSN	24		/* bytes: 15, and what stands behind */
+
 #define EXIT_PASS	0
 #define EXIT_FAIL	1
 #define EXIT_SKIP	4

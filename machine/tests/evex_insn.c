@@ -16,92 +16,13 @@
  */
 #define _GNU_SOURCE
 #include "rex2_run.h"
+#include "evex_encode.h"
 
 #define MAX_REPORTS 5
 
 static u8 mem_in[MEM_SIZE], mem_legacy[MEM_SIZE];
 static u32 trials = TRIALS;
 static u32 failed, cases;
-
-/* ------------------------------------------------------------------------
- * Encoding
- */
-struct insn {
-	u8 b[MAX_INSN];
-	int n;
-};
-
-/* A memory operand, or a register with mod = 3. */
-struct rm {
-	int mod, reg;		/* register or base */
-	int index, scale;	/* index 4: none */
-	s64 disp;
-};
-
-static void put(struct insn *i, u8 b)
-{
-	i->b[i->n++] = b;
-}
-
-static void put_imm(struct insn *i, u64 v, int size)
-{
-	for (; size > 0; size--, v >>= 8)
-		put(i, v);
-}
-
-static void put_modrm(struct insn *i, int reg, const struct rm *rm)
-{
-	if (rm->mod == 3) {
-		put(i, 0xc0 | (reg & 7) << 3 | (rm->reg & 7));
-		return;
-	}
-	/* always with SIB: then all bases look the same */
-	put(i, rm->mod << 6 | (reg & 7) << 3 | 4);
-	put(i, rm->scale << 6 | (rm->index & 7) << 3 | (rm->reg & 7));
-	put_imm(i, rm->disp, rm->mod == 1 ? 1 : 4);
-}
-
-/* P2 without V4 */
-#define ND	0x10
-#define NF	0x04
-#define LL(l)	((l) << 5)
-
-static void evex(struct insn *i, int map, int op, int pp, int w, int p2, int v, int reg,
-		 const struct rm *rm)
-{
-	int x = rm->mod == 3 ? 0 : rm->index;
-
-	put(i, 0x62);
-	put(i, (~reg & 8) << 4 | (~x & 8) << 3 | (~rm->reg & 8) << 2 | (~reg & 16) |
-	       (rm->reg & 16) >> 1 | map);
-	put(i, w << 7 | (~v & 15) << 3 | (~x & 16) >> 2 | pp);
-	put(i, p2 | (~v & 16) >> 1);
-	put(i, op);
-	put_modrm(i, reg, rm);
-}
-
-/* map 0, 1, or 2 for 0F 38 */
-static void legacy(struct insn *i, int prefix, int map, int op, int w, int reg, const struct rm *rm)
-{
-	if (prefix)
-		put(i, prefix);
-	put(i, 0x40 | w << 3 | (reg & 8) >> 1 | (rm->reg & 8) >> 3);
-	if (map)
-		put(i, 0x0f);
-	if (map == 2)
-		put(i, 0x38);
-	put(i, op);
-	put_modrm(i, reg, rm);
-}
-
-static void vex(struct insn *i, int map, int op, int pp, int w, int v, int reg, const struct rm *rm)
-{
-	put(i, 0xc4);
-	put(i, (~reg & 8) << 4 | 0x40 | (~rm->reg & 8) << 2 | map);
-	put(i, w << 7 | (~v & 15) << 3 | pp);
-	put(i, op);
-	put_modrm(i, reg, rm);
-}
 
 static u64 zero_extend(u64 v, int size)
 {
@@ -125,17 +46,27 @@ static int any_reg(void)
 	return r == RSP ? 16 : r;
 }
 
+enum operand { REGISTER, MEMORY, NO_MEMORY, RIP_MEMORY, OPERANDS };
+
+/* The address of memory that is not there. */
+#define NOWHERE	(MEM_BASE + MEM_SIZE + 0x100)
+
 /* A random operand; its address is written to the registers of @in. */
-static void random_rm(struct rm *rm, bool is_mem, struct cpu *in, u64 *addr)
+static void random_rm(struct rm *rm, enum operand what, struct cpu *in, u64 *addr)
 {
 	memset(rm, 0, sizeof(*rm));
 	rm->index = 4;
-	if (!is_mem) {
+	if (what == REGISTER) {
 		rm->mod = 3;
 		rm->reg = rng_below(NR_GPR);
 		return;
 	}
-	*addr = MEM_BASE + 0x100 + rng_below(0x800);
+	*addr = what == NO_MEMORY ? NOWHERE : MEM_BASE + 0x100 + rng_below(0x800);
+	if (what == RIP_MEMORY) {	/* B and X stand for nothing then */
+		rm->reg = 5 | rng_below(4) << 3;
+		rm->index = rng_below(4) << 3;
+		return;
+	}
 	rm->mod = 1 + rng_below(2);
 	rm->reg = any_reg();
 	rm->disp = rm->mod == 1 ? (int8_t)rng() : (int32_t)rng();
@@ -156,15 +87,6 @@ static void set_address(struct cpu *in, const struct rm *rm, u64 addr)
 	in->gpr[rm->reg] = addr - rm->disp;
 	if (rm->index != 4)
 		in->gpr[rm->reg] -= in->gpr[rm->index] << rm->scale;
-}
-
-/* That of memory that is not there. */
-#define NOWHERE	(MEM_BASE + MEM_SIZE + 0x100)
-
-static void set_nowhere(struct cpu *in, const struct rm *rm, u64 *addr)
-{
-	*addr = NOWHERE;
-	set_address(in, rm, *addr);
 }
 
 /* Run @i, which ends at @end, and compare registers, flags, exception and memory. */
@@ -199,6 +121,18 @@ static void check(const char *name, const struct insn *i, const struct cpu *in,
 		  const struct cpu *want, const u8 *mem_want)
 {
 	check_at(anywhere(i->n), name, i, in, want, mem_want);
+}
+
+/* @i has @rm, which stands for @addr, and then @behind bytes: it may be that of RIP. */
+static void check_rm(const char *name, struct insn *i, const struct rm *rm, u64 addr, int behind,
+		     const struct cpu *in, const struct cpu *want, const u8 *mem_want)
+{
+	u64 end = anywhere(i->n);
+	int32_t disp = addr - end;
+
+	if (rm->mod == 0)
+		memcpy(i->b + i->n - behind - 4, &disp, 4);
+	check_at(end, name, i, in, want, mem_want);
 }
 
 static void check_trap(const char *name, const struct insn *i, int trap)
@@ -317,8 +251,9 @@ static const struct row {
 #define L_REG	6
 #define L_ADDR	7
 
-static void one_legacy(const struct row *r, int size, bool is_mem, bool fault, int p2)
+static void one_legacy(const struct row *r, int size, enum operand what, int p2)
 {
+	bool is_mem = what != REGISTER, fault = what == NO_MEMORY;
 	struct insn e = { .n = 0 }, l = { .n = 0 };
 	struct rm rm, lrm = { .index = 4 };
 	struct cpu in, lin, lout, want;
@@ -333,9 +268,7 @@ static void one_legacy(const struct row *r, int size, bool is_mem, bool fault, i
 		in.gpr[2] = 0;
 		in.gpr[0] &= 0xff;
 	}
-	random_rm(&rm, is_mem, &in, &addr);
-	if (fault)
-		set_nowhere(&in, &rm, &addr);
+	random_rm(&rm, what, &in, &addr);
 	immsize = r->imm == I0 ? 0 : r->imm == IB ? 1 : size == 2 ? 2 : 4;
 
 	/* same values in low registers */
@@ -355,7 +288,7 @@ static void one_legacy(const struct row *r, int size, bool is_mem, bool fault, i
 		lin.gpr[lreg] = in.gpr[reg];
 	}
 	if (size == 2 && !(r->flags & NOW))
-		put(&l, 0x66);
+		put_byte(&l, 0x66);
 	legacy(&l, r->prefix, r->map, r->legacy_op, w, lreg, &lrm);
 	put_imm(&l, imm, immsize);
 	end = CODE_BASE + 0x800;
@@ -393,13 +326,14 @@ static void one_legacy(const struct row *r, int size, bool is_mem, bool fault, i
 		pp = 1;
 	evex(&e, 4, r->op, pp, w, p2, p2 & ND && !(r->flags & ZU) ? v : 0, reg, &rm);
 	put_imm(&e, imm, immsize);
-	check(r->name, &e, &in, &want, mem_legacy);
+	check_rm(r->name, &e, &rm, addr, immsize, &in, &want, mem_legacy);
 }
 
 static void test_legacy(int p2, const char *what)
 {
+	enum operand m;
 	u32 i, t;
-	int size, m;
+	int size;
 
 	for (i = 0; i < ARRAY_SIZE(rows); i++) {
 		const struct row *r = &rows[i];
@@ -410,11 +344,11 @@ static void test_legacy(int p2, const char *what)
 		for (size = 1; size <= 8; size *= 2) {
 			if ((size == 1) != !!(r->flags & BYTE) || (size == 2 && r->flags & NOW))
 				continue;
-			for (m = 0; m < 3; m++) {
-				if (!m && r->flags & MEMONLY)
+			for (m = REGISTER; m < OPERANDS; m++) {
+				if (m == REGISTER && r->flags & MEMONLY)
 					continue;
 				for (t = 0; t < trials; t++)
-					one_legacy(r, size, m, m == 2, p2);
+					one_legacy(r, size, m, p2);
 			}
 		}
 	}
@@ -444,7 +378,7 @@ static const struct bmi {
 	{ "rorx", 3, 0xf0, 3, -1, false, true },
 };
 
-static void one_bmi(const struct bmi *b, int w, bool is_mem, int p2)
+static void one_bmi(const struct bmi *b, int w, enum operand what, int p2)
 {
 	struct insn e = { .n = 0 }, l = { .n = 0 };
 	struct rm rm, lrm = { .mod = 3, .reg = L_RM, .index = 4 };
@@ -458,9 +392,9 @@ static void one_bmi(const struct bmi *b, int w, bool is_mem, int p2)
 	v = b->imm ? 0 : rng_below(NR_GPR);
 	if (b->op == 0xf6 && v == reg)		/* MULX: one destination, another rule */
 		v = reg ^ 1;
-	random_rm(&rm, is_mem, &in, &addr);
+	random_rm(&rm, what, &in, &addr);
 	lin = in;
-	if (is_mem) {
+	if (what != REGISTER) {
 		lrm.mod = 2;
 		lrm.reg = L_ADDR;
 		lin.gpr[L_ADDR] = addr;
@@ -473,30 +407,35 @@ static void one_bmi(const struct bmi *b, int w, bool is_mem, int p2)
 	vex(&l, b->map, b->op, b->pp, w, b->imm ? 0 : lv, lreg, &lrm);
 	evex(&e, b->map, b->op, b->pp, w, p2, v, reg, &rm);
 	if (b->imm) {
-		put(&l, imm);
-		put(&e, imm);
+		put_byte(&l, imm);
+		put_byte(&e, imm);
 	}
 	run(CODE_BASE + 0x800, l.b, l.n, &lin, mem_in, false, &lout);
 	want = in;
 	want.trap = lout.trap;
-	if (!(p2 & NF))
-		want.rflags = lout.rflags;
-	if (b->digit >= 0 || b->op == 0xf6)
-		want.gpr[v] = lout.gpr[lv];
-	if (b->digit < 0)
-		want.gpr[reg] = lout.gpr[L_REG];
-	check(b->name, &e, &in, &want, mem_in);
+	want.err = lout.err;
+	want.cr2 = lout.cr2;
+	if (lout.trap == TRAP_NONE) {
+		if (!(p2 & NF))
+			want.rflags = lout.rflags;
+		if (b->digit >= 0 || b->op == 0xf6)
+			want.gpr[v] = lout.gpr[lv];
+		if (b->digit < 0)
+			want.gpr[reg] = lout.gpr[L_REG];
+	}
+	check_rm(b->name, &e, &rm, addr, b->imm, &in, &want, mem_in);
 }
 
 static void test_bmi(bool nci)
 {
+	enum operand m;
 	u32 i, t;
-	int w, m, nf;
+	int w, nf;
 
 	for (i = 0; i < ARRAY_SIZE(bmi); i++)
 		for (nf = 0; nf <= (bmi[i].nf && nci); nf++)
 			for (w = 0; w < 2; w++)
-				for (m = 0; m < 2; m++)
+				for (m = REGISTER; m < OPERANDS; m++)
 					for (t = 0; t < trials; t++)
 						one_bmi(&bmi[i], w, m, nf ? NF : 0);
 	report("BMI1 and BMI2");
@@ -538,7 +477,7 @@ static const struct ccmp {
 };
 
 /* What the source is compared with is loaded, whatever the condition. */
-static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem, bool fault)
+static void one_ccmp(const struct ccmp *c, int scc, int size, enum operand what)
 {
 	struct insn e = { .n = 0 }, l = { .n = 0 };
 	struct rm rm, lrm = { .index = 4, .mod = 3, .reg = L_RM };
@@ -549,12 +488,10 @@ static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem, bool 
 
 	random_state(&in, mem_in);
 	reg = c->digit >= 0 ? c->digit : (int)rng_below(NR_GPR);
-	random_rm(&rm, is_mem, &in, &addr);
-	if (fault)
-		set_nowhere(&in, &rm, &addr);
+	random_rm(&rm, what, &in, &addr);
 	immsize = c->imm == I0 ? 0 : c->imm == IB ? 1 : size == 2 ? 2 : 4;
 	lin = in;
-	if (is_mem) {
+	if (what != REGISTER) {
 		lrm.mod = 2;
 		lrm.reg = L_ADDR;
 		lin.gpr[L_ADDR] = addr;
@@ -565,7 +502,7 @@ static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem, bool 
 	if (c->digit < 0)
 		lin.gpr[L_REG] = in.gpr[reg];
 	if (size == 2)
-		put(&l, 0x66);
+		put_byte(&l, 0x66);
 	legacy(&l, 0, 0, c->op, w, lreg, &lrm);
 	put_imm(&l, imm, immsize);
 	run(CODE_BASE + 0x800, l.b, l.n, &lin, mem_in, false, &lout);
@@ -577,7 +514,7 @@ static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem, bool 
 	true_ = scc == 10 ? true : scc == 11 ? false : condition(in.rflags, scc);
 	if (true_)
 		want.rflags = lout.rflags;
-	else if (!fault)
+	else if (what != NO_MEMORY)
 		want.rflags = (in.rflags & ~(u64)FL_STATUS) | (dfv & 8 ? 0x800 : 0) |
 			      (dfv & 4 ? 0x80 : 0) | (dfv & 2 ? 0x40 : 0) | (dfv & 1 ? 5 : 0);
 	/* V3..V0 are the flags, not inverted; V4 is a bit of the condition */
@@ -585,24 +522,25 @@ static void one_ccmp(const struct ccmp *c, int scc, int size, bool is_mem, bool 
 	e.b[2] = (e.b[2] & ~0x78) | dfv << 3;
 	e.b[3] = scc;
 	put_imm(&e, imm, immsize);
-	check(c->name, &e, &in, &want, mem_in);
+	check_rm(c->name, &e, &rm, addr, immsize, &in, &want, mem_in);
 }
 
 static void test_ccmp(void)
 {
+	enum operand m;
+	int scc, size;
 	u32 i, t;
-	int scc, size, m;
 
 	for (i = 0; i < ARRAY_SIZE(ccmps); i++)
 		for (scc = 0; scc < 16; scc++)
 			for (size = 1; size <= 8; size *= 2)
-				for (m = 0; m < 3; m++)
+				for (m = REGISTER; m < OPERANDS; m++)
 					for (t = 0; (size == 1) == ccmps[i].byte && t < 2; t++)
-						one_ccmp(&ccmps[i], scc, size, m, m == 2);
+						one_ccmp(&ccmps[i], scc, size, m);
 	report("CCMPscc and CTESTscc");
 }
 
-static void one_cfcmov(int cc, int size, bool is_mem, int p2, bool fault)
+static void one_cfcmov(int cc, int size, enum operand what, int p2)
 {
 	struct insn e = { .n = 0 };
 	struct rm rm;
@@ -612,33 +550,31 @@ static void one_cfcmov(int cc, int size, bool is_mem, int p2, bool fault)
 	bool c, load = p2 != NF;
 
 	random_state(&in, mem_in);
-	random_rm(&rm, is_mem, &in, &addr);
-	if (fault)
-		set_nowhere(&in, &rm, &addr);
+	random_rm(&rm, what, &in, &addr);
 	c = condition(in.rflags, cc);
 	want = in;
 	want.trap = TRAP_NONE;
 	want.err = want.cr2 = 0;
 	memcpy(mem_legacy, mem_in, MEM_SIZE);
-	if (fault && c) {
+	if (what == NO_MEMORY && c) {
 		want.trap = TRAP_PF;
 		want.err = load ? 4 : 6;
 		want.cr2 = addr;
 	} else if (load) {
-		if (!is_mem)
+		if (what == REGISTER)
 			val = in.gpr[rm.reg];
 		else if (c)
 			memcpy(&val, mem_in + (addr - MEM_BASE), size);
 		if (!c)
 			val = p2 & ND ? in.gpr[reg] : 0;
 		want.gpr[p2 & ND ? v : reg] = zero_extend(val, size);
-	} else if (!is_mem) {
+	} else if (what == REGISTER) {
 		want.gpr[rm.reg] = c ? zero_extend(in.gpr[reg], size) : 0;
 	} else if (c) {
 		memcpy(mem_legacy + (addr - MEM_BASE), &in.gpr[reg], size);
 	}
 	evex(&e, 4, 0x40 + cc, size == 2, size == 8, p2, p2 & ND ? v : 0, reg, &rm);
-	check("cfcmov", &e, &in, &want, mem_legacy);
+	check_rm("cfcmov", &e, &rm, addr, 0, &in, &want, mem_legacy);
 }
 
 static void one_setcc(int cc, bool is_mem, bool zu, int w)
@@ -673,9 +609,8 @@ static void test_conditions(void)
 		for (size = 2; size <= 8; size *= 2)
 			for (f = 0; f < ARRAY_SIZE(forms); f++)
 				for (t = 0; t < trials; t++) {
-					one_cfcmov(cc, size, false, forms[f], false);
-					one_cfcmov(cc, size, true, forms[f], false);
-					one_cfcmov(cc, size, true, forms[f], true);
+					for (m = REGISTER; m < OPERANDS; m++)
+						one_cfcmov(cc, size, m, forms[f]);
 				}
 	report("CFCMOVcc");
 	for (cc = 0; cc < 16; cc++)
@@ -1029,14 +964,14 @@ static void test_ud(void)
 			static const u8 prefix[] = { 0x66, 0xf2, 0xf3, 0xf0, 0x48, 0x40 };
 
 			bad.n = 0;
-			put(&bad, prefix[k]);
+			put_byte(&bad, prefix[k]);
 			memcpy(bad.b + 1, e.b, e.n);
 			bad.n += e.n;
 			check_trap("prefix", &bad, TRAP_UD);
 		}
 		bad.n = 0;
-		put(&bad, 0xd5);
-		put(&bad, 0);
+		put_byte(&bad, 0xd5);
+		put_byte(&bad, 0);
 		memcpy(bad.b + 2, e.b, e.n);
 		bad.n += e.n;
 		check_trap("REX2", &bad, TRAP_UD);
@@ -1180,7 +1115,7 @@ static void test_length(void)
 		check("15 bytes", &e, &in, &want, mem_legacy);
 
 		longer.n = 0;
-		put(&longer, t & 1 ? 0x67 : 0x2e);
+		put_byte(&longer, t & 1 ? 0x67 : 0x2e);
 		memcpy(longer.b + 1, e.b, e.n);
 		longer.n += e.n;
 		want = in;
@@ -1191,8 +1126,8 @@ static void test_length(void)
 		in.gpr[20] |= rng() << 32;
 		in.gpr[21] |= rng() << 32;
 		longer.n = 0;
-		put(&longer, 0x2e);
-		put(&longer, 0x67);
+		put_byte(&longer, 0x2e);
+		put_byte(&longer, 0x67);
 		evex(&longer, 4, 0xff, 0, 0, NF, 0, 0, &rm);
 		want = in;
 		want.trap = TRAP_NONE;

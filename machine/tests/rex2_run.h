@@ -35,8 +35,6 @@
 #define GS_BASE		0x10000ull
 #define XAREA_SIZE	0x4000
 
-#define MAX_INSN	24
-
 /* What ci/machine-check chooses: where random numbers begin, cases of a form. */
 #ifndef SEED
 #define SEED		20261121

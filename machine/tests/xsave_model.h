@@ -263,7 +263,7 @@ static void random_area(struct area *a, u64 xcomp_bv, u64 xstate_bv)
  * The instructions.  Nothing but one of them may come between setting a state and
  * saving it, so that it is one piece of assembly.
  */
-enum insn { XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS };
+enum operation { XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS };
 
 #define RUN(name, insn)								\
 static void __attribute__((noinline)) name(void)				\
@@ -314,7 +314,7 @@ static u64 not_initial(void)
  * What a save leaves in an area that was m->old.  XSTATE_BV is taken from m->area
  * within what the architecture leaves open; false if it is not.
  */
-static bool model_save(enum insn insn, u64 rfbm)
+static bool model_save(enum operation insn, u64 rfbm)
 {
 	struct area *want = &m->want;
 	u64 must = not_initial() & rfbm, bv = get64(&m->area, XSTATE_BV), format = 0;
@@ -397,7 +397,7 @@ static void check_registers(const char *name, u64 rfbm)
 		complain(name, "in use, and a save does not say so", 0, rfbm);
 }
 
-static void test_model(const char *name, enum insn insn, bool compacted, u32 trials)
+static void test_model(const char *name, enum operation insn, bool compacted, u32 trials)
 {
 	u64 rfbm, bv, visible, format, load_format = LOAD_COMPACTED ? COMPACT | all : 0;
 	bool restore = insn == XRSTOR || insn == XRSTORS;
