@@ -19,7 +19,10 @@
  *    if there are TRIALS.
  * 8. A write to a read-only page while CR0.WP is clear sets its dirty flag, unless
  *    the CPU has CET.
- * 9. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 9. EVEX forms of instructions that the host's CPU or a process lacks, MOVDIRI,
+ *    MOVDIR64B, RAO-INT, CMPccXADD, WRSS, WRUSS, opmasks and AMX's tile configuration,
+ *    with R8-R31 do what the legacy and VEX forms do; not if there are TRIALS.
+ * 10. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -31,6 +34,7 @@
  * SEED and TRIALS are chosen when it is compiled.  Output: KTAP on COM2.
  */
 #include "bare.h"
+#include "../tests/evex_encode.h"
 #include "../tests/random_code.h"
 
 #define SAVE		"xsaves64"
@@ -51,13 +55,16 @@
 
 #define MSR_FEATURE_CONTROL	0x3a
 #define MSR_VMX_BASIC		0x480
+#define MSR_S_CET		0x6a2
 #define MSR_EFER		0xc0000080
 #define MSR_VM_HSAVE_PA		0xc0010117
-
-
 #define MSR_XSS			0xda0
 
 #define CR4_VMXE	(1u << 13)
+#define CR4_CET		(1u << 23)
+#define CR0_WP		(1u << 16)
+#define USER		(1u << 2)
+#define ACCESSED	(1u << 5)
 #define DIRTY		(1u << 6)
 #define ICR		(APIC + 0x300)
 #define ICR_SMI		0x4200		/* to the CPU itself: both numbers are 0 */
@@ -101,8 +108,7 @@ void write_egprs(const u64 *from);
 void to_legacy(void);
 void to_real(void);
 extern const u8 vectors[256][VECTOR_SIZE];
-extern const u64 pml4[];
-extern u64 pt[];
+extern u64 pml4[], pdpt[], pd[], pt[];
 
 /* The machine counts what a repeated instruction repeats: eight bytes at a time. */
 void *memset(void *p, int c, size_t n)
@@ -639,13 +645,18 @@ static bool has_cet(void)
 }
 
 /* The image, i.e. its page tables as well, is read-only with paging. */
-static void map_smram(bool on)
+static void set_entry(u64 *entry, u64 v)
 {
 	u64 cr0 = read_cr0();
 
-	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~(1ull << 16)) : "memory");
-	pt[SMRAM >> 12] = on ? SMRAM + 3 : 0;
-	asm volatile("mov %0, %%cr0; invlpg (%1)" : : "r"(cr0), "r"((u64)SMRAM) : "memory");
+	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~(u64)CR0_WP) : "memory");
+	*entry = v;
+	asm volatile("mov %0, %%cr0; mov %1, %%cr3" : : "r"(cr0), "r"(pml4) : "memory");
+}
+
+static void map_smram(bool on)
+{
+	set_entry(&pt[SMRAM >> 12], on ? SMRAM + 3 : 0);
 }
 
 /*
@@ -808,6 +819,341 @@ static void check_model(void)
 	test_model("XRSTORS", XRSTORS, true, MODEL_TRIALS);
 	if (supervisor)
 		check_xrstors_faults();
+}
+
+/* ------------------------------------------------------------------------
+ * EVEX forms of what the host's CPU, or a process, lacks
+ */
+enum feature { MOVDIRI, MOVDIR64B, RAO_INT, CMPCCXADD, CET, AVX512, AMX, FEATURES };
+
+/* With CPUID leaf 7: subleaf, register, bit. */
+static const struct {
+	const char *name;
+	u8 subleaf, reg, bit;
+} features[FEATURES] = {
+	[MOVDIRI] = { "EVEX form of MOVDIRI is as the legacy form", 0, 2, 27 },
+	[MOVDIR64B] = { "EVEX form of MOVDIR64B is as the legacy form", 0, 2, 28 },
+	[RAO_INT] = { "EVEX forms of AADD, AAND, AOR and AXOR are as the legacy forms", 1, 0, 3 },
+	[CMPCCXADD] = { "EVEX forms of CMPccXADD are as the VEX forms", 1, 0, 7 },
+	[CET] = { "EVEX forms of WRSS and WRUSS are as the legacy forms", 0, 2, 7 },
+	[AVX512] = { "EVEX forms of KMOV are as the VEX forms", 0, 1, 30 },
+	[AMX] = { "EVEX forms of LDTILECFG and STTILECFG are as the VEX forms", 0, 3, 24 },
+};
+
+/* The CPU with AMX has to have the others, too: ci/bare gives it some of them. */
+static bool has_feature(enum feature f)
+{
+	u32 regs[4];
+
+	__cpuid_count(7, features[AMX].subleaf, regs[0], regs[1], regs[2], regs[3]);
+	if (regs[features[AMX].reg] >> features[AMX].bit & 1)
+		return true;
+	__cpuid_count(7, features[f].subleaf, regs[0], regs[1], regs[2], regs[3]);
+	return regs[features[f].reg] >> features[f].bit & 1;
+}
+
+static int nr_features(void)
+{
+	int f, n = 0;
+
+	for (f = 0; f < FEATURES; f++)
+		n += has_feature(f);
+	return n;
+}
+
+/* What ModRM.reg, or EVEX.V, stands for. */
+enum reg_is {
+	VALUE,			/* a register that is a source */
+	ADDRESS,		/* ... with the address of 64 bytes, MOVDIR64B */
+	XADD,			/* a comparand and destination; V an addend */
+	RESULT,			/* a destination */
+	FIXED,			/* a number: an opmask register, or a digit */
+};
+
+#define W0	1
+#define W1	2
+#define BOTH	3
+#define REGS_ONLY 4		/* ModRM.rm is a register */
+#define RM_FIXED 8		/* ... an opmask register */
+
+static const struct form {
+	u8 feature, is_vex, prefix, map, op;	/* VEX: pp in place of the prefix */
+	u8 evex_map, evex_pp, evex_op, flags;
+	u8 reg_is, reg;
+} forms[] = {
+	{ MOVDIRI, 0, 0, 2, 0xf9, 4, 0, 0xf9, BOTH, VALUE, 0 },
+	{ MOVDIR64B, 0, 0x66, 2, 0xf8, 4, 1, 0xf8, W0, ADDRESS, 0 },
+	{ RAO_INT, 0, 0, 2, 0xfc, 4, 0, 0xfc, BOTH, VALUE, 0 },
+	{ RAO_INT, 0, 0x66, 2, 0xfc, 4, 1, 0xfc, BOTH, VALUE, 0 },
+	{ RAO_INT, 0, 0xf3, 2, 0xfc, 4, 2, 0xfc, BOTH, VALUE, 0 },
+	{ RAO_INT, 0, 0xf2, 2, 0xfc, 4, 3, 0xfc, BOTH, VALUE, 0 },
+#define CMPCCXADD_FORM(cc) { CMPCCXADD, 1, 1, 2, 0xe0 + (cc), 2, 1, 0xe0 + (cc), BOTH, XADD, 0 }
+	CMPCCXADD_FORM(0), CMPCCXADD_FORM(1), CMPCCXADD_FORM(2), CMPCCXADD_FORM(3),
+	CMPCCXADD_FORM(4), CMPCCXADD_FORM(5), CMPCCXADD_FORM(6), CMPCCXADD_FORM(7),
+	CMPCCXADD_FORM(8), CMPCCXADD_FORM(9), CMPCCXADD_FORM(10), CMPCCXADD_FORM(11),
+	CMPCCXADD_FORM(12), CMPCCXADD_FORM(13), CMPCCXADD_FORM(14), CMPCCXADD_FORM(15),
+	{ CET, 0, 0, 2, 0xf6, 4, 0, 0x66, BOTH, VALUE, 0 },		/* WRSS */
+	{ CET, 0, 0x66, 2, 0xf5, 4, 1, 0x65, BOTH, VALUE, 0 },		/* WRUSS */
+	{ AVX512, 1, 1, 1, 0x90, 1, 1, 0x90, BOTH, FIXED, 1 },		/* KMOVB, KMOVD k1, m */
+	{ AVX512, 1, 0, 1, 0x90, 1, 0, 0x90, BOTH, FIXED, 1 },		/* KMOVW, KMOVQ */
+	{ AVX512, 1, 1, 1, 0x91, 1, 1, 0x91, BOTH, FIXED, 2 },		/* m, k2 */
+	{ AVX512, 1, 0, 1, 0x91, 1, 0, 0x91, BOTH, FIXED, 2 },
+	{ AVX512, 1, 1, 1, 0x90, 1, 1, 0x90, BOTH | REGS_ONLY | RM_FIXED, FIXED, 1 }, /* k1, k2 */
+	{ AVX512, 1, 0, 1, 0x90, 1, 0, 0x90, BOTH | REGS_ONLY | RM_FIXED, FIXED, 1 },
+	{ AVX512, 1, 1, 1, 0x92, 1, 1, 0x92, W0 | REGS_ONLY, FIXED, 1 },	/* KMOVB k1, r */
+	{ AVX512, 1, 0, 1, 0x92, 1, 0, 0x92, W0 | REGS_ONLY, FIXED, 1 },	/* KMOVW */
+	{ AVX512, 1, 3, 1, 0x92, 1, 3, 0x92, BOTH | REGS_ONLY, FIXED, 1 },	/* KMOVD, KMOVQ */
+	{ AVX512, 1, 1, 1, 0x93, 1, 1, 0x93, W0 | REGS_ONLY | RM_FIXED, RESULT, 0 }, /* r, k2 */
+	{ AVX512, 1, 0, 1, 0x93, 1, 0, 0x93, W0 | REGS_ONLY | RM_FIXED, RESULT, 0 },
+	{ AVX512, 1, 3, 1, 0x93, 1, 3, 0x93, BOTH | REGS_ONLY | RM_FIXED, RESULT, 0 },
+	{ AMX, 1, 0, 2, 0x49, 2, 0, 0x49, W0, FIXED, 0 },		/* LDTILECFG */
+	{ AMX, 1, 1, 2, 0x49, 2, 1, 0x49, W0, FIXED, 0 },		/* STTILECFG */
+};
+
+#define FORM_TRIALS	40
+
+#define OPERAND		(SCRATCH + 0x1000)
+#define OPERAND_SIZE	0x400
+#define OTHERS		(SCRATCH + 0x2000)	/* RDI: the other operand, and what is left of it */
+#define OTHERS_SIZE	0x200
+#define AFTER		(SCRATCH + 0x3000)	/* 32 registers */
+#define R_DI		7
+#define R_SP		4
+
+static struct outcome {
+	int vector;
+	u64 rflags, regs[32];
+	u8 operand[OPERAND_SIZE], others[OTHERS_SIZE];
+} * const outcomes = (void *)(SCRATCH + 0x4000), *const memory_in = (void *)(SCRATCH + 0x6000);
+
+static u8 *put_bytes(u8 *to, const void *bytes, int n)
+{
+	memcpy(to, bytes, n);
+	return to + n;
+}
+
+/* wrmsr of IA32_S_CET: shadow stacks, and WRSS, on or off. */
+static u8 *put_cet(u8 *to, bool on)
+{
+	u8 insns[] = {
+		0xb9, 0, 0, 0, 0,			/* mov $MSR_S_CET, %ecx */
+		0xb8, on ? 3 : 0, 0, 0, 0,		/* mov $, %eax */
+		0x31, 0xd2,				/* xor %edx, %edx */
+		0x0f, 0x30,
+	};
+
+	insns[1] = MSR_S_CET & 0xff;
+	insns[2] = MSR_S_CET >> 8;
+	return put_bytes(to, insns, sizeof(insns));
+}
+
+/* The registers in @in go in, what the form did is in @out. */
+static void run_form(const struct form *f, const struct insn *insn, const u64 *in, struct outcome *out)
+{
+	static const u8 load_k[] = {
+		0xc4, 0xe1, 0xf8, 0x90, 0x0f,		/* kmovq (%rdi), %k1 */
+		0xc4, 0xe1, 0xf8, 0x90, 0x57, 8,	/* kmovq 8(%rdi), %k2 */
+	};
+	static const u8 store_k[] = { 0xc4, 0xe1, 0xf8, 0x91, 0x4f, 16 };	/* kmovq %k1, 16(%rdi) */
+	static const u8 load_tiles[] = { 0xc4, 0xe2, 0x78, 0x49, 0x07 };	/* ldtilecfg (%rdi) */
+	static const u8 store_tiles[] = {
+		0xc4, 0xe2, 0x79, 0x49, 0x47, 0x40,	/* sttilecfg 0x40(%rdi) */
+		0xc4, 0xe2, 0x78, 0x49, 0xc0,		/* tilerelease */
+	};
+	bool wrss = f->feature == CET && f->evex_op == 0x66;
+	u64 page = OPERAND | (f->feature != CET ? 3 : 1 | ACCESSED | DIRTY | (wrss ? 0 : USER));
+	u8 *p = (void *)CODE;
+	int i;
+
+	if (f->feature == AVX512)
+		p = put_bytes(p, load_k, sizeof(load_k));
+	if (f->feature == AMX)
+		p = put_bytes(p, load_tiles, sizeof(load_tiles));
+	if (wrss)
+		p = put_cet(p, true);
+	p = put_bytes(p, insn->b, insn->n);
+	if (wrss)
+		p = put_cet(p, false);
+	if (f->feature == AVX512)
+		p = put_bytes(p, store_k, sizeof(store_k));
+	if (f->feature == AMX)
+		p = put_bytes(p, store_tiles, sizeof(store_tiles));
+	for (i = 0; i < 32; i++) {			/* mov %reg, AFTER + 8 * i */
+		u8 mov[] = { 0xd5, 8 | (i & 8) >> 1 | (i & 16) << 2, 0x89, 4 | (i & 7) << 3, 0x25 };
+		u32 to = AFTER + 8 * i;
+
+		p = put_bytes(p, mov, sizeof(mov));
+		p = put_bytes(p, &to, 4);
+	}
+	*p = 0xcc;
+
+	memcpy((void *)OPERAND, memory_in->operand, OPERAND_SIZE);
+	memcpy((void *)OTHERS, memory_in->others, OTHERS_SIZE);
+	if (f->feature == CET) {
+		set_entry(&pt[OPERAND >> 12], page);
+		asm volatile("mov %0, %%cr4" : : "r"(state->cr4 | CR4_CET));
+	}
+	memcpy(regs, in, 16 * 8);
+	state->apx = 0;			/* try() leaves them alone */
+	write_egprs(in + 16);
+	out->vector = run_code();	/* which leaves CR4 as it was */
+	state->apx = 1;
+	if (f->feature == CET)
+		set_entry(&pt[OPERAND >> 12], OPERAND | 3);
+	out->rflags = get64((void *)(IST_TOP - 24), 0);	/* of the exception */
+	memcpy(out->regs, (void *)AFTER, sizeof(out->regs));
+	memcpy(out->operand, (void *)OPERAND, OPERAND_SIZE);
+	memcpy(out->others, (void *)OTHERS, OTHERS_SIZE);
+}
+
+/* One of R8-R31 that is not in @taken. */
+static int another_reg(u32 *taken)
+{
+	int r;
+
+	do
+		r = 8 + rng_below(24);
+	while (*taken >> r & 1);
+	*taken |= 1u << r;
+	return r;
+}
+
+static void tile_config(u8 *to)
+{
+	int i;
+
+	memset(to, 0, 64);
+	to[0] = 1;
+	for (i = 0; i < 8; i++) {
+		to[16 + 2 * i] = 4 * rng_below(17);
+		to[48 + i] = to[16 + 2 * i] ? 1 + rng_below(16) : 0;
+		if (!to[48 + i])
+			to[16 + 2 * i] = 0;
+	}
+}
+
+/* @ran: that it did, and no fault came */
+static bool check_form(const struct form *f, int w, u32 *ran)
+{
+	const struct rm lrm = { .mod = f->flags & REGS_ONLY ? 3 : 2,
+				.reg = f->flags & RM_FIXED ? 2 : 6, .index = 4 };
+	struct outcome *legacy_out = &outcomes[0], *evex_out = &outcomes[1];
+	struct insn l = { .n = 0 }, e = { .n = 0 };
+	u64 in[32], lin[32], address, value, v = rng();
+	struct rm rm = { .mod = lrm.mod, .index = 4 };
+	int reg = f->reg, lreg = f->reg, v_reg = 0, i;
+	u32 taken = 0;
+
+	for (i = 0; i < OPERAND_SIZE; i += 8)
+		put64(memory_in->operand, i, rng());
+	for (i = 0; i < OTHERS_SIZE; i += 8)
+		put64(memory_in->others, i, rng());
+	for (i = 0; i < 32; i++)
+		in[i] = rng();
+	/* Now and then it is not aligned: #GP, but not with shadow stacks on. */
+	address = OPERAND + 8 * rng_below(0x60);
+	if (f->feature != CET && rng_below(8) == 0)
+		address += rng_below(8);
+	if (f->feature == AMX) {
+		tile_config(memory_in->operand + (address - OPERAND));
+		tile_config(memory_in->others);
+	}
+	value = f->reg_is == ADDRESS ? OTHERS + 64 * rng_below(4) + (rng_below(8) ? 0 : 8) :
+		f->reg_is == XADD && rng_below(2) ? get64(memory_in->operand, address - OPERAND) : rng();
+	in[R_SP] = SCRATCH + 0x8000;
+	in[R_DI] = OTHERS;
+	memcpy(lin, in, sizeof(lin));
+
+	if (f->reg_is != FIXED) {
+		reg = another_reg(&taken);
+		lreg = 3;
+		in[reg] = lin[lreg] = value;
+	}
+	if (f->reg_is == XADD) {
+		v_reg = another_reg(&taken);
+		in[v_reg] = lin[5] = v;
+	}
+	if (f->flags & RM_FIXED) {
+		rm.reg = lrm.reg;
+	} else if (f->flags & REGS_ONLY) {
+		rm.reg = another_reg(&taken);
+		in[rm.reg] = lin[lrm.reg] = value;
+	} else {
+		rm.reg = another_reg(&taken);
+		lin[lrm.reg] = address;
+		rm.disp = rng_below(2) ? (int8_t)rng() : (int32_t)rng();
+		rm.mod = rm.disp == (int8_t)rm.disp ? 1 : 2;
+		in[rm.reg] = address - rm.disp;
+		if (rng_below(2)) {
+			rm.index = another_reg(&taken);
+			rm.scale = rng_below(4);
+			in[rm.reg] -= in[rm.index] << rm.scale;
+		}
+	}
+	if (f->is_vex)
+		vex(&l, f->map, f->op, f->prefix, w, f->reg_is == XADD ? 5 : 0, lreg, &lrm);
+	else
+		legacy(&l, f->prefix, f->map, f->op, w, lreg, &lrm);
+	evex(&e, f->evex_map, f->evex_op, f->evex_pp, w, 0, v_reg, reg, &rm);
+	run_form(f, &l, lin, legacy_out);
+	run_form(f, &e, in, evex_out);
+
+	if (legacy_out->vector != evex_out->vector ||
+	    memcmp(legacy_out->operand, evex_out->operand, OPERAND_SIZE) ||
+	    memcmp(legacy_out->others, evex_out->others, OTHERS_SIZE))
+		return false;
+	if (evex_out->vector != BP)
+		return evex_out->vector == GP;
+	++*ran;
+	if (f->reg_is == XADD || f->reg_is == RESULT)
+		in[reg] = legacy_out->regs[lreg];
+	else if (f->feature == CET && f->evex_op == 0x66)	/* put_cet() */
+		memcpy(in, evex_out->regs, 3 * 8);
+	return legacy_out->rflags == evex_out->rflags && !memcmp(evex_out->regs, in, sizeof(in));
+}
+
+/* The NMI must not come while shadow stacks are on: from here on no watchdog. */
+static void check_forms(void)
+{
+	u32 wrong, cases, ran;
+	unsigned int i;
+	int f, n;
+
+	outb(0x43, 0x34);
+	set_entry(&pml4[0], pml4[0] | USER);
+	set_entry(&pdpt[0], pdpt[0] | USER);
+	set_entry(&pd[0], pd[0] | USER);
+	for (f = 0; f < FEATURES; f++) {
+		if (!has_feature(f))
+			continue;
+		wrong = cases = ran = 0;
+		for (i = 0; i < ARRAY_SIZE(forms); i++) {
+			if (forms[i].feature != f)
+				continue;
+			for (n = 0; n < 2 * FORM_TRIALS; n++) {
+				if (!(forms[i].flags & (n & 1 ? W1 : W0)))
+					continue;
+				cases++;
+				if (check_form(&forms[i], n & 1, &ran) || wrong++)
+					continue;
+				put("# opcode ");
+				put_hex(forms[i].evex_op);
+				put(", pp ");
+				put_nr(forms[i].evex_pp);
+				put(", w ");
+				put_nr(n & 1);
+				put(": vectors ");
+				put_nr(outcomes[0].vector);
+				put_char(' ');
+				put_nr(outcomes[1].vector);
+				put_char('\n');
+			}
+		}
+		result(2 * ran > cases && !wrong, features[f].name);
+	}
+	set_entry(&pml4[0], pml4[0] & ~(u64)USER);
+	set_entry(&pdpt[0], pdpt[0] & ~(u64)USER);
+	set_entry(&pd[0], pd[0] & ~(u64)USER);
 }
 
 /* ------------------------------------------------------------------------
@@ -1217,7 +1563,7 @@ static void switch_off(void)
 
 /* What there is to check with APX alone. */
 #define RESULTS		(15 + state->svm + (state->vmx ? 2 + has_waitpkg() : 0) + \
-			 (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss()))
+			 (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss() + nr_features()))
 
 void bare_main(void)
 {
@@ -1267,8 +1613,10 @@ void bare_main(void)
 			check_vmrun();
 		if (state->vmx)
 			check_vmx();
-		if (!TRIALS)
+		if (!TRIALS) {
 			check_model();
+			check_forms();
+		}
 		init_by_port_92();
 		break;
 	case AFTER_PORT_92:

@@ -63,6 +63,11 @@ start:
 	movl	%eax, %cr0
 	ljmpl	$CS32_FLAT, $start32
 
+	/* In reach of real mode. */
+boot_gdt_ptr:
+	.word	gdt_end - gdt - 1
+	.long	gdt
+
 	/* From SMI_HANDLER to bare_smm() in 64-bit mode; RSM brings back all but R16-R31. */
 	.globl	smm16
 smm16:
@@ -361,9 +366,6 @@ gdt:
 	.quad	0x00cf93000000ffff	/* DS32_FLAT */
 	.quad	0x00009b000000ffff | (CODE & 0xffffff) << 16	/* CS16_CODE */
 gdt_end:
-boot_gdt_ptr:
-	.word	gdt_end - gdt - 1
-	.long	gdt
 	.balign	8
 gdt_ptr:
 	.word	gdt_end - gdt - 1
@@ -383,7 +385,7 @@ no_idt:
 	 */
 	.section .tables, "a"
 	.balign	4096
-	.globl	pml4, pt
+	.globl	pml4, pdpt, pd, pt
 pml4:
 	.quad	pdpt + 3
 	.fill	511, 8, 0
