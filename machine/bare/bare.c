@@ -12,17 +12,18 @@
  * 5. On a CPU with SVM, VMRUN that fails leaves EVENTINJ and the guest's state in the
  *    VMCB, but for EVENTINJ.V.
  * 6. On a CPU with VMX, INVEPT, INVVPID and INVPCID look at all of their type, #GP
- *    comes before the exits of INVPCID and XSETBV, and UMWAIT and TPAUSE exit with
- *    their instruction information.
+ *    comes before the exits of INVPCID and XSETBV, and UMWAIT, TPAUSE, and LGDT and
+ *    the like in 32-bit code, exit with their instruction information.
  * 7. The XSAVE family, XSAVES and XRSTORS with it, against the model of
  *    machine/tests/xsave_model.h, for random values of XCR0.APX and IA32_XSS; not
  *    if there are TRIALS.
  * 8. A write to a read-only page while CR0.WP is clear sets its dirty flag, unless
  *    the CPU has CET.
- * 9. EVEX forms of instructions that the host's CPU or a process lacks, MOVDIRI,
+ * 9. A fault at the first instruction of an NMI's handler has the handler's RIP.
+ * 10. EVEX forms of instructions that the host's CPU or a process lacks, MOVDIRI,
  *    MOVDIR64B, RAO-INT, CMPccXADD, WRSS, WRUSS, opmasks and AMX's tile configuration,
  *    with R8-R31 do what the legacy and VEX forms do; not if there are TRIALS.
- * 10. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
+ * 11. TRIALS strings of random bytes run at CPL 0, in VMX root operation on a CPU
  *    with VMX: 64-bit code, 32-bit and 16-bit code in compatibility mode, legacy
  *    protected mode, real mode.  Before some of them VMLAUNCH or VMRUN enters a
  *    guest, the VMCS or VMCB of which is wrong in a random way.  The machine has
@@ -52,6 +53,7 @@
 #define UD		6
 #define BP		3
 #define GP		13
+#define PF		14
 
 #define MSR_FEATURE_CONTROL	0x3a
 #define MSR_VMX_BASIC		0x480
@@ -68,6 +70,7 @@
 #define DIRTY		(1u << 6)
 #define ICR		(APIC + 0x300)
 #define ICR_SMI		0x4200		/* to the CPU itself: both numbers are 0 */
+#define ICR_NMI		0x4400
 #define ICR_INIT	0x4500
 
 enum mode { LONG, COMPAT32, COMPAT16, LEGACY, REAL, VMX, SVM, MODES };
@@ -288,14 +291,21 @@ static u64 supported_xcr0(void)
 	return eax | (u64)edx << 32;
 }
 
+static struct {
+	u16 low, cs;
+	u8 ist, type;
+	u16 middle;
+	u32 high, zero;
+} * const idt = (void *)IDT;
+
+static void set_gate(int i, u64 rip)
+{
+	idt[i].low = rip;
+	idt[i].middle = rip >> 16;
+}
+
 static void set_idt(void)
 {
-	struct {
-		u16 low, cs;
-		u8 ist, type;
-		u16 middle;
-		u32 high, zero;
-	} *idt = (void *)IDT;
 	struct {
 		u16 limit;
 		u64 base;
@@ -304,8 +314,7 @@ static void set_idt(void)
 
 	for (i = 0; i < 256; i++) {
 		memset(&idt[i], 0, sizeof(idt[i]));
-		idt[i].low = (u64)vectors[i];
-		idt[i].middle = (u64)vectors[i] >> 16;
+		set_gate(i, (u64)vectors[i]);
 		idt[i].cs = CS64;
 		idt[i].ist = i == NMI ? 2 : 1;
 		idt[i].type = 0x8e;
@@ -690,6 +699,29 @@ static void check_smram(void)
 	outl(0xcf8, 0x80000070);
 	outb(0xcfe, 0x02);
 	result(good == 3, "code in SMRAM runs in SMM, and is #UD outside");
+}
+
+/* ------------------------------------------------------------------------
+ * NMIs
+ */
+static void check_nmi(void)
+{
+	static const u8 code[] = {
+		0xc7, 0x03, 0x00, 0x44, 0x00, 0x00,	/* movl $ICR_NMI, (%rbx) */
+		0xeb, 0xfe,				/* jmp to itself */
+	};
+	bool pass;
+
+	/* SMRAM, which is not mapped.  The watchdog's NMI is as good. */
+	set_gate(NMI, SMRAM);
+	memcpy((void *)CODE, code, sizeof(code));
+	memset(regs, 0, 32 * sizeof(*regs));
+	regs[3] = ICR;
+	*(volatile u32 *)(ICR + 0x10) = 0;
+	pass = run(CODE, CS64, DS64, SCRATCH + 0x8000, 2) == PF;
+	set_gate(NMI, (u64)vectors[NMI]);
+	pass &= get64((void *)(IST_TOP - 40), 0) == SMRAM;	/* RIP of the exception */
+	result(pass, "a fault at the first instruction of an NMI's handler is there");
 }
 
 /* ------------------------------------------------------------------------
@@ -1302,29 +1334,35 @@ static void fill_vmcs(void)
 	vmwrite(0x6820, random_rflags() & ~0x20000ull);
 }
 
+/* CPL 3 is without paging, as the pages of this program are a supervisor's. */
+enum guest { LONG_CPL0, FLAT_CPL0, FLAT_CPL3 };
+
 /*
  * Run @code in a guest, with every exit that the instructions of check_vmx() have and
- * an exit for #GP.  With @user at CPL 3, in 32-bit code without paging: the pages
- * of this program are a supervisor's.  Returns the exit reason, or ~0.
+ * an exit for #GP.  Returns the exit reason, or ~0.
  */
-static u32 run_guest(const u8 *code, u32 size, bool user)
+static u32 run_guest(const u8 *code, u32 size, enum guest guest)
 {
+	u32 dpl = guest == FLAT_CPL3 ? 3 : 0;
 	int vector;
 
 	do {
 		fill_vmcs();
-		/* I/O and MSR bitmaps, RDTSC and INVLPG; EPT, unrestricted guest, INVPCID, UMWAIT. */
+		/*
+		 * I/O and MSR bitmaps, RDTSC and INVLPG; EPT, descriptor tables, unrestricted
+		 * guest, INVPCID, UMWAIT.
+		 */
 		vmwrite(0x4002, must(0x482, 1u << 31 | 1u << 28 | 1u << 25 | 1u << 12 | 1u << 9));
-		vmwrite(0x401e, must(0x48b, 1u << 26 | 1u << 12 | 1u << 7 | 1u << 1));
+		vmwrite(0x401e, must(0x48b, 1u << 26 | 1u << 12 | 1u << 7 | 1u << 2 | 1u << 1));
 		vmwrite(0x4004, 1u << GP);
 		vmwrite(0x6820, 2);
-		if (user) {
+		if (guest != LONG_CPL0) {
 			vmwrite(0x4012, must(0x484, 0));
 			vmwrite(0x6800, read_cr0() & ~(1ull << 31));
-			vmwrite(0x0802, CS64 | 3);
-			vmwrite(0x4816, 0xc0fb);
-			vmwrite(0x0804, DS64 | 3);
-			vmwrite(0x4818, 0xc0f3);
+			vmwrite(0x0802, CS64 | dpl);
+			vmwrite(0x4816, 0xc09b | dpl << 5);
+			vmwrite(0x0804, DS64 | dpl);
+			vmwrite(0x4818, 0xc093 | dpl << 5);
 		}
 		memset((void *)CODE, 0xcc, 32);
 		memcpy((void *)CODE, code, size);
@@ -1373,10 +1411,10 @@ static void check_gp_before_exit(void)
 	static const u8 xsetbv_code[] = { 0x0f, 0x01, 0xd1 };
 	bool pass = true;
 
-	pass &= run_guest(invpcid, sizeof(invpcid), false) == 58;
-	pass &= run_guest(xsetbv_code, sizeof(xsetbv_code), false) == 55;
-	pass &= run_guest(invpcid, sizeof(invpcid), true) == 0 && (u8)vmread(EXIT_INTERRUPTION) == GP;
-	pass &= run_guest(xsetbv_code, sizeof(xsetbv_code), true) == 0 && (u8)vmread(EXIT_INTERRUPTION) == GP;
+	pass &= run_guest(invpcid, sizeof(invpcid), LONG_CPL0) == 58;
+	pass &= run_guest(xsetbv_code, sizeof(xsetbv_code), LONG_CPL0) == 55;
+	pass &= run_guest(invpcid, sizeof(invpcid), FLAT_CPL3) == 0 && (u8)vmread(EXIT_INTERRUPTION) == GP;
+	pass &= run_guest(xsetbv_code, sizeof(xsetbv_code), FLAT_CPL3) == 0 && (u8)vmread(EXIT_INTERRUPTION) == GP;
 	result(pass, "INVPCID and XSETBV at CPL 3 are #GP before they exit");
 }
 
@@ -1402,16 +1440,35 @@ static void check_waits(void)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(waits); i++)
-		pass &= run_guest(waits[i].code, sizeof(waits[i].code), false) == waits[i].reason &&
+		pass &= run_guest(waits[i].code, sizeof(waits[i].code), LONG_CPL0) == waits[i].reason &&
 			(vmread(INSTRUCTION_INFO) >> 3 & 0xf) == waits[i].reg &&
 			(vmread(EXTENDED_INFO) >> 16 & 0x1f) == waits[i].reg;
 	result(pass, "UMWAIT and TPAUSE exit with their instruction information");
+}
+
+/* Bits 29:28 say which, bit 11 that the operand has 32 bits and not 16. */
+static void check_descriptor_tables(void)
+{
+	bool pass = true;
+	u32 info;
+	int i;
+
+	for (i = 0; i < 8; i++) {
+		u8 code[] = { 0x66, 0x0f, 0x01, 6 | (i & 3) << 3 };	/* sgdt, sidt, lgdt, lidt (%esi) */
+		int wide = i >> 2;
+
+		pass &= run_guest(code + wide, sizeof(code) - wide, FLAT_CPL0) == 46;
+		info = vmread(INSTRUCTION_INFO);
+		pass &= (info >> 28 & 3) == (u32)(i & 3) && (info >> 11 & 1) == (u32)wide;
+	}
+	result(pass, "SGDT, SIDT, LGDT and LIDT exit with their operand size");
 }
 
 static void check_vmx(void)
 {
 	check_types();
 	check_gp_before_exit();
+	check_descriptor_tables();
 	if (has_waitpkg())
 		check_waits();
 }
@@ -1562,7 +1619,7 @@ static void switch_off(void)
 }
 
 /* What there is to check with APX alone. */
-#define RESULTS		(15 + state->svm + (state->vmx ? 2 + has_waitpkg() : 0) + \
+#define RESULTS		(16 + state->svm + (state->vmx ? 3 + has_waitpkg() : 0) + \
 			 (TRIALS ? 0 : MODEL_RESULTS + !!supported_xss() + nr_features()))
 
 void bare_main(void)
@@ -1609,6 +1666,7 @@ void bare_main(void)
 		check_toggling();
 		check_smm();
 		check_smram();
+		check_nmi();
 		if (state->svm)
 			check_vmrun();
 		if (state->vmx)
