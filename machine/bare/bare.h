@@ -39,7 +39,7 @@
 #define SMRAM		0xa0000		/* the memory of the VGA, outside SMM */
 
 #define COPY		0x80000		/* of the image */
-#define COPY_SIZE	0xfc00
+#define COPY_SIZE	0xfc00		/* what real mode reaches in one piece, MAGIC behind it */
 #define MAGIC		0xba7ef00d
 
 #define APIC		0xfee00000

@@ -133,15 +133,11 @@ start32:
 	movl	$STACK_TOP, %esp
 
 	/*
-	 * The watchdog: channel 0 of the PIT, 1 kHz, is pin 2 of the I/O APIC,
-	 * which makes it an NMI of CPU 0.
+	 * Pin 2 of the I/O APIC, channel 0 of the PIT, is an NMI of CPU 0.  Stop
+	 * what the BIOS counts there, until start_watchdog().
 	 */
 	movb	$0x34, %al
 	outb	%al, $0x43
-	movb	$(1193 & 0xff), %al
-	outb	%al, $0x40
-	movb	$(1193 >> 8), %al
-	outb	%al, $0x40
 	movl	$0xfec00000, %ebx
 	movl	$(0x10 + 2 * 2 + 1), (%ebx)
 	movl	$0, 0x10(%ebx)
