@@ -23,8 +23,11 @@
 /* Rows with this flag are VEX-encoded; pfx stands for pp. */
 #define VEX	0x1000
 #define NO_V	0x2000		/* vvvv is not used */
+#define STRING	0x4000		/* RSI and RDI point to memory, RCX counts */
 
 static const struct row more_rows[] = {
+	{ 0, 0xa4, 0xa7, P_ALL, NONE, NONE, I0, 0, STRING },	/* MOVS, CMPS */
+	{ 0, 0xaa, 0xaf, P_ALL, NONE, NONE, I0, 0, STRING },	/* STOS, LODS, SCAS */
 	{ 2, 0xf0, 0xf1, P_INT, GPR, GPR, I0, 0, NOREG },	/* MOVBE */
 	{ 2, 0xf0, 0xf1, P_F2, GPR, GPR, I0, 0, 0 },		/* CRC32 */
 	{ 2, 0xf6, 0xf6, P_66 | P_F3, GPR, GPR, I0, 0, 0 },	/* ADCX, ADOX */
@@ -273,6 +276,13 @@ static void make_one(struct one *o, const struct row *row, int op, int pfx, bool
 	if (vex)
 		r.map = 2;
 	make_insn(&r, op, vex ? P_NP : pfx, w, digit, is_mem, &o->n, &o->in, mem_in);
+	if (row->flags & STRING) {
+		o->in.gpr[6] = MEM_BASE + 0x400 + rng_below(0x100);
+		o->in.gpr[7] = MEM_BASE + 0x800 + rng_below(0x100);
+		if (rng_below(2))	/* in one another */
+			o->in.gpr[7] = o->in.gpr[6] + rng_below(33) - 16;
+		o->in.gpr[1] = rng_below(32);
+	}
 	o->row = row;
 	o->pfx = pfx;
 	o->step = rng_below(16) == 0;
